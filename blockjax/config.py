@@ -1,0 +1,357 @@
+"""Every config field with its default, and every check that can be made before anything is compiled."""
+
+import difflib
+import json
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from blockjax.kernels.masked_reconstruction import IMPLEMENTATIONS
+from blockjax.models.decoders import DECODERS
+from blockjax.models.vit import PRESETS
+from blockjax.objectives import OBJECTIVES
+from blockjax.objectives.masking import visible_counts
+from blockjax.sharding import mesh_shape
+
+STRATEGIES = ("blockwise", "end_to_end")
+REMATS = ("none", "layer")
+DTYPES = ("auto", "float32", "bfloat16")
+
+# A resumed run may differ in these: they do not touch what is computed.
+_MAY_CHANGE = ("checkpoint", "log", "probe", "data.dir", "mesh")
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Returns the config that every file in configs/ starts from: MAE's recipe (arXiv 2111.06377), in four blocks."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    # Length of the run: exactly one of the two.
+    config.steps = config_dict.placeholder(int)
+    config.epochs = config_dict.placeholder(float)
+    config.batch_size = 256  # images per step, over all devices
+    config.dtype = (
+        "auto"  # of activations: bfloat16 on TPU and GPU, float32 on CPU; parameters are float32
+    )
+    config.strategy = "blockwise"  # or end_to_end
+    config.blocks = (
+        4  # must divide the depth; under end_to_end only the depths at which features are read
+    )
+    config.remat = "none"  # layer: recompute activations layer by layer in the backward pass
+    config.objective = "mae"
+
+    config.model = model = ml_collections.ConfigDict()
+    model.preset = "ti"  # ti, s, b, l, h; the fields below override it
+    model.image_size = 32
+    model.patch_size = 4
+    model.width = config_dict.placeholder(int)
+    model.depth = config_dict.placeholder(int)
+    model.heads = config_dict.placeholder(int)
+    model.mlp_ratio = 4.0
+    model.unroll = 1  # layers per turn of the loop over layers
+
+    config.mask = ml_collections.ConfigDict()
+    config.mask.ratio = 0.75
+    config.mask.schedule = (
+        "constant"  # linear:0.9 (ratio of the last block), or a ratio for each block
+    )
+
+    config.decoder = decoder = ml_collections.ConfigDict()
+    decoder.kind = "cross_attention"  # or self_attention, MAE's own
+    decoder.depth = 1
+    decoder.width = 192
+    decoder.heads = config_dict.placeholder(int)  # default: 32 channels a head, as in MAE
+    decoder.fraction = 1 / 3  # part of the masked patches that is decoded each step
+
+    config.loss = ml_collections.ConfigDict()
+    config.loss.normalize_pixels = True  # each target patch to zero mean and unit variance
+    config.loss.implementation = "xla"
+
+    config.data = data = ml_collections.ConfigDict()
+    data.source = "embedded"  # tfds:NAME, folder:PATH, arrays:FILE.npz
+    data.dir = config_dict.placeholder(
+        str
+    )  # of TFDS; default $TFDS_DATA_DIR or ~/tensorflow_datasets
+    data.train_split = "train"
+    data.test_split = "test"
+    data.flip = True
+    data.crop_scale = (0.2, 1.0)  # area of the random resized crop; (1.0, 1.0) is no crop
+    data.shift = 0  # largest random shift in pixels
+    data.workers = 0  # decoding processes; 0: threads
+    data.on_corrupt = "skip"  # or error
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.base_learning_rate = 1.5e-4  # for 256 images; scaled with the batch size
+    optimizer.warmup_steps = config_dict.placeholder(
+        int
+    )  # default: 5 % of the steps, MAE's 40 of 800 epochs
+    optimizer.weight_decay = 0.05
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.95
+    optimizer.clip = 0.0  # largest gradient norm of a block; 0: no clipping
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1  # devices over which images are split; -1: the rest
+    config.mesh.fsdp = 1  # devices over which images and states are split
+    config.mesh.block = 1
+
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.every = config_dict.placeholder(int)  # steps; default: a tenth of the run
+    config.checkpoint.keep = 2
+
+    config.log = ml_collections.ConfigDict()
+    config.log.every = 10  # steps
+
+    config.probe = probe = ml_collections.ConfigDict()
+    probe.train_examples = 20_000  # at most so many images to learn a probe from
+    probe.test_examples = 10_000
+    probe.pool = 2  # a feature is the block's tokens averaged over a pool x pool grid
+    return config
+
+
+def resolve(
+    config: ml_collections.ConfigDict, *, devices: int, platform: str
+) -> ml_collections.ConfigDict:
+    """Returns a copy of the config with every default filled in that does not depend on the data.
+
+    Args:
+      config: as a config file returns it, with the command line's changes.
+      devices: number of devices of all processes.
+      platform: "cpu", "gpu" or "tpu"; decides what dtype "auto" is.
+
+    Raises:
+      ValueError: a field that does not exist, or values that do not fit together; names them and what would fit.
+    """
+    _check_keys(config, default_config())
+    config = config.copy_and_resolve_references()
+    config.unlock()
+    _one_of("strategy", config.strategy, STRATEGIES)
+    _one_of("remat", config.remat, REMATS)
+    _one_of("dtype", config.dtype, DTYPES)
+    _one_of("objective", config.objective, OBJECTIVES)
+    _one_of("decoder.kind", config.decoder.kind, DECODERS)
+    _one_of("loss.implementation", config.loss.implementation, IMPLEMENTATIONS)
+    _one_of("data.on_corrupt", config.data.on_corrupt, ("skip", "error"))
+    config.model.preset = str(config.model.preset).lower()
+    _one_of("model.preset", config.model.preset, PRESETS)
+
+    if (config.steps is None) == (config.epochs is None):
+        raise ValueError(
+            f"give the run's length as exactly one of steps and epochs; got steps={config.steps}, epochs={config.epochs}"
+        )
+    if config.dtype == "auto":
+        config.dtype = "float32" if platform == "cpu" else "bfloat16"
+    for field, value in zip(("width", "depth", "heads"), PRESETS[config.model.preset], strict=True):
+        if config.model[field] is None:
+            config.model[field] = value
+    if config.decoder.heads is None:
+        config.decoder.heads = max(1, config.decoder.width // 32)
+    _check_numbers(config)
+    _check_model(config)
+    _check_decoder(config)
+    _check_devices(config, devices)
+    return config
+
+
+def total_steps(config: ml_collections.ConfigDict, examples: int) -> int:
+    """Returns the run's length in steps, for a training set of `examples` images.
+
+    Raises:
+      ValueError: the batch is larger than the data set.
+    """
+    if config.batch_size > examples:
+        raise ValueError(
+            f"batch_size {config.batch_size} is larger than the training set: {config.data.source} "
+            f"[{config.data.train_split}] has {examples} images; set batch_size to at most that"
+        )
+    if config.steps is not None:
+        return config.steps
+    return max(1, round(config.epochs * examples / config.batch_size))
+
+
+def fill_lengths(config: ml_collections.ConfigDict, steps: int) -> None:
+    """Fills in the lengths that follow from the number of steps: warm-up and checkpoint interval.
+
+    Raises:
+      ValueError: the warm-up is as long as the run or longer.
+    """
+    if config.optimizer.warmup_steps is None:
+        config.optimizer.warmup_steps = steps // 20
+    if not 0 <= config.optimizer.warmup_steps < max(1, steps):
+        raise ValueError(
+            f"optimizer.warmup_steps {config.optimizer.warmup_steps} must be shorter than the run of {steps} steps"
+        )
+    if config.checkpoint.every is None:
+        config.checkpoint.every = max(1, steps // 10)
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the config as JSON types."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def differences(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lists the fields in which two configs (from `to_json`) describe different runs, "field: saved -> new" each."""
+    saved, new = _flatten(saved), _flatten(new)
+    return [
+        f"{key}: {saved.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in sorted({*saved, *new})
+        if saved.get(key) != new.get(key)
+        and not any(key == free or key.startswith(free + ".") for free in _MAY_CHANGE)
+    ]
+
+
+def _check_keys(config, defaults, prefix=""):
+    for key in config:
+        if key not in defaults:
+            near = difflib.get_close_matches(key, list(defaults), n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"there is {', '.join(defaults)}"
+            raise ValueError(f"config has no field {prefix}{key}; {hint}")
+        if isinstance(defaults[key], ml_collections.ConfigDict):
+            if not isinstance(config[key], ml_collections.ConfigDict):
+                raise ValueError(
+                    f"config field {prefix}{key} is a group of fields, not {config[key]!r}"
+                )
+            _check_keys(config[key], defaults[key], f"{prefix}{key}.")
+    if missing := [key for key in defaults if key not in config]:
+        raise ValueError(
+            f"config lacks {', '.join(prefix + key for key in missing)}; start from blockjax.config.default_config()"
+        )
+
+
+def _check_numbers(config):
+    at_least_one = {
+        "batch_size": config.batch_size,
+        "blocks": config.blocks,
+        "model.image_size": config.model.image_size,
+        "model.patch_size": config.model.patch_size,
+        "model.width": config.model.width,
+        "model.depth": config.model.depth,
+        "model.heads": config.model.heads,
+        "model.unroll": config.model.unroll,
+        "decoder.depth": config.decoder.depth,
+        "decoder.width": config.decoder.width,
+        "decoder.heads": config.decoder.heads,
+        "checkpoint.keep": config.checkpoint.keep,
+        "log.every": config.log.every,
+        "probe.train_examples": config.probe.train_examples,
+        "probe.test_examples": config.probe.test_examples,
+        "probe.pool": config.probe.pool,
+    }
+    if config.steps is not None:
+        at_least_one["steps"] = config.steps
+    if config.checkpoint.every is not None:
+        at_least_one["checkpoint.every"] = config.checkpoint.every
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    if config.epochs is not None and config.epochs <= 0:
+        raise ValueError(f"epochs must be above 0, not {config.epochs:g}")
+    at_least_zero = {
+        "data.workers": config.data.workers,
+        "data.shift": config.data.shift,
+        "optimizer.clip": config.optimizer.clip,
+        "optimizer.weight_decay": config.optimizer.weight_decay,
+        "optimizer.base_learning_rate": config.optimizer.base_learning_rate,
+    }
+    for name, value in at_least_zero.items():
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, not {value}")
+    if not 0 < config.decoder.fraction <= 1:
+        raise ValueError(
+            f"decoder.fraction must be above 0 and at most 1, not {config.decoder.fraction:g}"
+        )
+    scale = tuple(config.data.crop_scale)
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(
+            f"data.crop_scale must be two areas with 0 < low <= high <= 1, not {scale}"
+        )
+
+
+def _check_model(config):
+    model = config.model
+    if model.image_size % model.patch_size:
+        raise ValueError(
+            f"model.patch_size {model.patch_size} does not divide model.image_size {model.image_size}; "
+            f"patch sizes that do: {_divisors(model.image_size)}"
+        )
+    if model.width % model.heads:
+        raise ValueError(
+            f"model.width {model.width} is not divisible by model.heads {model.heads}; "
+            f"numbers of heads that fit: {_divisors(model.width)}"
+        )
+    if model.width % 4:
+        raise ValueError(
+            f"model.width must be divisible by 4 (2-D sin-cos positions), not {model.width}"
+        )
+    if model.depth % config.blocks:
+        raise ValueError(
+            f"blocks {config.blocks} does not divide the depth of {model.depth} layers; "
+            f"numbers of blocks that do: {_divisors(model.depth)}"
+        )
+    layers = model.depth if config.strategy == "end_to_end" else model.depth // config.blocks
+    if layers % model.unroll:
+        raise ValueError(
+            f"model.unroll {model.unroll} does not divide the {layers} layers of a block; "
+            f"it may be one of {_divisors(layers)}"
+        )
+    grid = model.image_size // model.patch_size
+    if grid % config.probe.pool:
+        raise ValueError(
+            f"probe.pool {config.probe.pool} does not divide the {grid} x {grid} grid of patches; "
+            f"it may be one of {_divisors(grid)}"
+        )
+    if config.strategy == "end_to_end" and config.mask.schedule != "constant":
+        raise ValueError(
+            f"mask.schedule {config.mask.schedule!r} drops tokens between blocks, and end_to_end has one block; "
+            "set mask.schedule=constant or strategy=blockwise"
+        )
+    visible_counts(config.mask.ratio, config.mask.schedule, grid * grid, config.blocks)
+
+
+def _check_decoder(config):
+    decoder = config.decoder
+    if decoder.width % decoder.heads or decoder.width % 4:
+        raise ValueError(
+            f"decoder.width {decoder.width} must be divisible by 4 (2-D sin-cos positions) and by decoder.heads "
+            f"{decoder.heads}; numbers of heads that fit: {_divisors(decoder.width)}"
+        )
+
+
+def _check_devices(config, devices):
+    data, fsdp, block = mesh_shape(config.mesh, devices)
+    if block > 1:
+        raise ValueError(
+            f"mesh.block={block} spreads blocks over devices, which strategy {config.strategy!r} does not do; "
+            "set mesh.block=1 and use mesh.data or mesh.fsdp"
+        )
+    if config.batch_size % (data * fsdp):
+        parts = data * fsdp
+        near = max(parts, config.batch_size // parts * parts)
+        raise ValueError(
+            f"batch_size {config.batch_size} does not divide over {parts} devices "
+            f"(mesh.data {data} x mesh.fsdp {fsdp}); {near} would"
+        )
+
+
+def _one_of(name, value, known):
+    if value not in known:
+        near = difflib.get_close_matches(str(value), [str(k) for k in known], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"{name} {value!r} is unknown; {hint}it may be one of {', '.join(map(str, known))}"
+        )
+
+
+def _divisors(number):
+    return ", ".join(str(i) for i in range(1, number + 1) if number % i == 0)
+
+
+def _flatten(tree, prefix=""):
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,94 @@
+"""Pictures of a run: what the blocks reconstruct, and how their losses fell."""
+
+import io
+from typing import Any
+
+import jax
+import matplotlib
+
+matplotlib.use("Agg")  # draws to files; needs no screen
+import numpy as np
+from matplotlib import pyplot as plt
+
+from blockjax.learner import Learner
+from blockjax.state import TrainState
+
+
+def reconstruction(
+    learner: Learner, state: TrainState, images_BHWC: np.ndarray, rng: jax.Array
+) -> bytes:
+    """Draws a grid: an image per column; rows are the image, what is visible, and each block's reconstruction.
+
+    Visible patches are shown as they are in every reconstruction.
+
+    Args:
+      learner: the run's functions.
+      state: a trained state.
+      images_BHWC: a few images, uint8.
+      rng: a key for the masks.
+
+    Returns:
+      A PNG.
+    """
+    objective = learner.objective
+
+    @jax.jit
+    def draw(state, images):
+        inputs, targets = objective.prepare(rng, {"image": images})
+        tokens = learner.vit.stem(state.stem.params, inputs)
+        rows = [objective.masked_picture(tokens, targets)]
+        for k in range(learner.rows):
+            params = jax.tree.map(lambda leaf, k=k: leaf[k], state.blocks.params)
+            if (enter := objective.enter(k)) is not None:
+                tokens = enter(tokens)
+            tokens = learner.vit.layers(params["layers"], tokens)
+            rows.append(objective.picture(params["head"], tokens, targets))
+        return rows
+
+    rows = [images_BHWC / 255.0, *jax.device_get(draw(state, images_BHWC))]
+    blocks = (
+        [f"block {k}" for k in range(1, learner.rows + 1)] if learner.rows > 1 else ["end to end"]
+    )
+    names = ["image", "visible", *blocks]
+    figure, axes = plt.subplots(
+        len(rows), len(images_BHWC), figsize=(len(images_BHWC), len(rows)), squeeze=False
+    )
+    for row_axes, row, name in zip(axes, rows, names, strict=True):
+        for axis, image in zip(row_axes, row, strict=True):
+            axis.imshow(image, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        row_axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    figure.subplots_adjust(wspace=0.05, hspace=0.05)
+    return _png(figure)
+
+
+def losses(rows: list[dict[str, Any]], strategy: str) -> bytes:
+    """Draws each block's loss against the step, from the rows of metrics.jsonl; returns a PNG."""
+    figure, axis = plt.subplots(figsize=(6, 4))
+    keys = [key for key in rows[0] if key.endswith("/loss")] if rows else []
+    colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.85, max(1, len(keys))))
+    for key, color in zip(keys, colors, strict=False):
+        steps = np.array([row["step"] for row in rows])
+        values = np.array([row[key] for row in rows])
+        axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        width = max(1, len(values) // 40)
+        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+        axis.plot(
+            steps[width - 1 :], smooth, color=color, label=key.split("/")[0].replace("_", " ")
+        )
+    axis.set_xlabel("step")
+    axis.set_ylabel("local loss" if len(keys) > 1 else "loss")
+    axis.set_title(strategy)
+    if keys:
+        axis.legend(frameon=False, ncols=max(1, len(keys) // 8))
+    axis.grid(alpha=0.3)
+    return _png(figure)
+
+
+def _png(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
+    plt.close(figure)
+    return buffer.getvalue()

@@ -1,0 +1,80 @@
+"""Flags, and handing over to the loop. Short on purpose: everything else can be imported in a notebook."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import jax
+import ml_collections
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "A config file, such as configs/quickstart.py, with :arguments if it takes any. "
+    "Any field can be changed: --config.batch_size=64 --config.model.depth=8",
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder for checkpoints, metrics and figures. A run that was stopped there goes on. Default: runs/NAME of the config file.",
+)
+
+
+def load_config(file: str) -> ml_collections.ConfigDict:
+    """Returns the config of a file, given as `path` or `path:argument`, as `--config` reads it.
+
+    Raises:
+      ValueError: there is no such file.
+    """
+    path, _, argument = file.partition(":")
+    if not Path(path).is_file():
+        raise ValueError(f"--config {path}: there is no such file")
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def _main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if _CONFIG.value is None:
+        raise app.UsageError("--config is missing; try --config configs/quickstart.py")
+    logging.set_verbosity(logging.WARNING)
+    _use_compilation_cache()
+    from blockjax.pretrain import Interrupted, Pretraining  # after the flags: --help stays quick
+
+    workdir = _WORKDIR.value
+    if workdir is None:
+        workdir = Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    try:
+        run = Pretraining(_CONFIG.value, workdir)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    try:
+        run.run()
+    except Interrupted as stop:
+        print(stop, flush=True)
+        sys.exit(1)
+    except FloatingPointError as error:
+        sys.exit(f"error: {error}")
+
+
+def _use_compilation_cache():
+    """Keeps compiled programs between runs; $JAX_COMPILATION_CACHE_DIR chooses where."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "blockjax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def main() -> None:
+    """Runs the command line."""
+    app.run(_main)
+
+
+if __name__ == "__main__":
+    main()

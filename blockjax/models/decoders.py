@@ -1,0 +1,94 @@
+"""Local decoders: what turns a block's visible tokens into predicted pixels of masked patches."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from blockjax.models.position import sincos_2d
+from blockjax.models.vit import Attention, Layer, Mlp, layer_norm
+
+
+class CrossAttentionDecoder(nn.Module):
+    """Mask queries attend to the visible tokens and not to each other (CrossMAE, arXiv 2401.14391).
+
+    A query's prediction does not depend on which other patches are decoded, so any part of the masked patches may be
+    decoded in a step.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    grid: tuple[int, int]
+    patch_values: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, tokens_BTD: jax.Array, visible_BV: jax.Array, masked_BM: jax.Array
+    ) -> jax.Array:
+        """Decodes.
+
+        Args:
+          tokens_BTD: CLS and the V visible tokens, as they leave the block.
+          visible_BV: positions of the visible patches (the tokens carry them already).
+          masked_BM: positions of the patches to decode.
+
+        Returns:
+          Predicted patches [B, M, P], float32.
+        """
+        del visible_BV
+        context = layer_norm(self.dtype, "norm")(tokens_BTD)
+        context = _dense(self.width, self.dtype, "embed")(context)
+        context = layer_norm(self.dtype, "context_norm")(context)
+        queries = _mask_tokens(self, masked_BM)
+        for i in range(self.depth):
+            normed = layer_norm(self.dtype, f"query_norm_{i}")(queries)
+            queries += Attention(self.heads, self.dtype, name=f"attention_{i}")(normed, context)
+            normed = layer_norm(self.dtype, f"mlp_norm_{i}")(queries)
+            queries += Mlp(4.0, self.dtype, name=f"mlp_{i}")(normed)
+        queries = layer_norm(self.dtype, "out_norm")(queries)
+        return _dense(self.patch_values, self.dtype, "pixels")(queries).astype(jnp.float32)
+
+
+class SelfAttentionDecoder(nn.Module):
+    """MAE's own decoder (arXiv 2111.06377): transformer layers over visible tokens and mask tokens together."""
+
+    width: int
+    depth: int
+    heads: int
+    grid: tuple[int, int]
+    patch_values: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, tokens_BTD: jax.Array, visible_BV: jax.Array, masked_BM: jax.Array
+    ) -> jax.Array:
+        """Decodes; arguments and result as in `CrossAttentionDecoder`."""
+        tokens = layer_norm(self.dtype, "norm")(tokens_BTD)
+        tokens = _dense(self.width, self.dtype, "embed")(tokens)
+        # CLS stands first and has no position. Attention knows no order, so nothing needs to be unshuffled.
+        tokens = tokens.at[:, 1:].add(_positions(self, visible_BV))
+        tokens = jnp.concatenate([tokens, _mask_tokens(self, masked_BM)], axis=1)
+        for i in range(self.depth):
+            tokens = Layer(self.heads, 4.0, self.dtype, name=f"layer_{i}")(tokens)
+        masked = layer_norm(self.dtype, "out_norm")(tokens[:, tokens_BTD.shape[1] :])
+        return _dense(self.patch_values, self.dtype, "pixels")(masked).astype(jnp.float32)
+
+
+DECODERS = {"cross_attention": CrossAttentionDecoder, "self_attention": SelfAttentionDecoder}
+
+
+def _dense(features, dtype, name):
+    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
+
+
+def _positions(decoder, positions_BN):
+    return jnp.asarray(sincos_2d(*decoder.grid, decoder.width), decoder.dtype)[positions_BN]
+
+
+def _mask_tokens(decoder, masked_BM):
+    token = decoder.param("mask_token", nn.initializers.normal(0.02), (1, 1, decoder.width))
+    return token.astype(decoder.dtype) + _positions(decoder, masked_BM)

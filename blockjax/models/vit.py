@@ -1,0 +1,184 @@
+"""The Vision Transformer as pure functions: a stem, and layers that run in an XLA loop over stacked parameters.
+
+Axis letters, here and in all array names: B images, N patches of an image, T tokens (visible patches and CLS),
+D width, P values of a patch, H heads, L layers.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from blockjax.models.position import sincos_2d
+
+PyTree = Any
+
+# (width, depth, heads) of the ViT papers: arXiv 2010.11929 (B, L, H) and 2012.12877 (Ti, S).
+PRESETS = {
+    "ti": (192, 12, 3),
+    "s": (384, 12, 6),
+    "b": (768, 12, 12),
+    "l": (1024, 24, 16),
+    "h": (1280, 32, 16),
+}
+
+# Xavier-uniform over query, key and value as one [D, 3 D] matrix, as in MAE: variance 2 / (D + 3 D).
+_QKV_INIT = nn.initializers.variance_scaling(0.5, "fan_in", "uniform")
+_XAVIER = nn.initializers.xavier_uniform()
+
+
+class Attention(nn.Module):
+    """Multi-head attention from query tokens to context tokens; softmax in float32."""
+
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, queries_BQD: jax.Array, context_BTD: jax.Array) -> jax.Array:
+        width = queries_BQD.shape[-1]
+
+        def project(name, tokens):
+            features = (self.heads, width // self.heads)
+            return nn.DenseGeneral(features, dtype=self.dtype, kernel_init=_QKV_INIT, name=name)(
+                tokens
+            )
+
+        mixed_BQHd = jax.nn.dot_product_attention(
+            project("query", queries_BQD),
+            project("key", context_BTD),
+            project("value", context_BTD),
+        )
+        return nn.DenseGeneral(
+            width, axis=(-2, -1), dtype=self.dtype, kernel_init=_XAVIER, name="out"
+        )(mixed_BQHd)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with the exact GELU between them."""
+
+    ratio: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens_BTD: jax.Array) -> jax.Array:
+        width = tokens_BTD.shape[-1]
+        hidden = nn.Dense(int(width * self.ratio), dtype=self.dtype, kernel_init=_XAVIER)(
+            tokens_BTD
+        )
+        hidden = nn.gelu(hidden, approximate=False)
+        return nn.Dense(width, dtype=self.dtype, kernel_init=_XAVIER)(hidden)
+
+
+def layer_norm(dtype: Any, name: str | None = None) -> nn.LayerNorm:
+    """Returns the LayerNorm used everywhere: epsilon 1e-6, statistics in float32."""
+    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, name=name)
+
+
+class Layer(nn.Module):
+    """A pre-norm transformer layer."""
+
+    heads: int
+    mlp_ratio: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens_BTD: jax.Array) -> jax.Array:
+        normed = layer_norm(self.dtype, "norm_1")(tokens_BTD)
+        tokens_BTD = tokens_BTD + Attention(self.heads, self.dtype, name="attention")(
+            normed, normed
+        )
+        normed = layer_norm(self.dtype, "norm_2")(tokens_BTD)
+        return tokens_BTD + Mlp(self.mlp_ratio, self.dtype, name="mlp")(normed)
+
+
+class Stem(nn.Module):
+    """Patch embedding with fixed positions, and a CLS token in front."""
+
+    width: int
+    rows: int
+    columns: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, patches_BNP: jax.Array, positions_BN: jax.Array) -> jax.Array:
+        tokens = nn.Dense(self.width, dtype=self.dtype, kernel_init=_XAVIER, name="embed")(
+            patches_BNP
+        )
+        table_ND = jnp.asarray(sincos_2d(self.rows, self.columns, self.width), self.dtype)
+        tokens = tokens + table_ND[positions_BN]
+        cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, self.width))
+        cls = jnp.broadcast_to(cls.astype(self.dtype), (tokens.shape[0], 1, self.width))
+        return jnp.concatenate([cls, tokens], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViT:
+    """The hyperparameters of an encoder, and its pure functions.
+
+    `remat` is "none" or "layer" (`jax.checkpoint` around each layer); `unroll` is how many layers one turn of the loop
+    over layers holds.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    unroll: int = 1
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image (N)."""
+        return self.grid[0] * self.grid[1]
+
+    def _stem(self):
+        return Stem(self.width, *self.grid, self.dtype)
+
+    def _layer(self):
+        return Layer(self.heads, self.mlp_ratio, self.dtype)
+
+    def init_stem(self, rng: jax.Array) -> PyTree:
+        """Returns the stem's parameters, float32."""
+        patches = jnp.zeros((1, 1, self.patch_size**2 * 3))
+        return self._stem().init(rng, patches, jnp.zeros((1, 1), jnp.int32))["params"]
+
+    def init_layers(self, rng: jax.Array, blocks: int) -> PyTree:
+        """Returns all layers' parameters, float32, each leaf with leading axes [blocks, layers per block].
+
+        A layer's parameters depend on its index in the encoder only, so every cut starts from the same encoder.
+        """
+        tokens = jnp.zeros((1, 1, self.width))
+        keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(self.depth))
+        init = jax.vmap(lambda key: self._layer().init(key, tokens)["params"])
+        return regroup(init(keys), blocks, stacked=1)
+
+    def stem(self, params: PyTree, inputs: dict[str, jax.Array]) -> jax.Array:
+        """Embeds patches: {"patches": [B, N, P] float, "positions": [B, N] int} to tokens [B, 1 + N, D]."""
+        return self._stem().apply({"params": params}, inputs["patches"], inputs["positions"])
+
+    def layers(self, params: PyTree, tokens_BTD: jax.Array) -> jax.Array:
+        """Runs the layers whose parameters are stacked along the leading axis of `params`."""
+        layer = self._layer()
+
+        def one(tokens, layer_params):
+            return layer.apply({"params": layer_params}, tokens), None
+
+        if self.remat == "layer":
+            one = jax.checkpoint(one, prevent_cse=False)
+        return jax.lax.scan(one, tokens_BTD, params, unroll=self.unroll)[0]
+
+
+def regroup(layers: PyTree, blocks: int, *, stacked: int) -> PyTree:
+    """Cuts stacked layers anew: leaves of `stacked` leading layer axes to leaves [blocks, layers per block, ...]."""
+    return jax.tree.map(lambda leaf: leaf.reshape((blocks, -1, *leaf.shape[stacked:])), layers)

@@ -1,0 +1,139 @@
+"""Masked image modeling of pixels (MAE, arXiv 2111.06377) as a local loss; as the one loss at the end it is MAE."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from blockjax.kernels.masked_reconstruction import masked_reconstruction_loss, normalize_patches
+from blockjax.objectives.masking import random_order
+from blockjax.objectives.patches import patchify, standardize, unpatchify, unstandardize
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedAutoencoder:
+    """Reconstructs masked patches from visible ones.
+
+    Attributes:
+      patch_size: side of a patch in pixels.
+      grid: rows and columns of patches.
+      width: the encoder's width.
+      visible: visible patches for each block, not rising.
+      decoder: a module of `blockjax.models.decoders`; every block owns one, with its own parameters.
+      fraction: part of the masked patches that is decoded in a step.
+      normalize_pixels: whether targets are normalised patch by patch.
+      implementation: of the loss, see `masked_reconstruction_loss`.
+      remat: "layer" recomputes the decoder in the backward pass.
+    """
+
+    patch_size: int
+    grid: tuple[int, int]
+    width: int
+    visible: tuple[int, ...]
+    decoder: nn.Module
+    fraction: float = 1.0
+    normalize_pixels: bool = True
+    implementation: str = "xla"
+    remat: str = "none"
+
+    def init_head(self, rng: jax.Array) -> PyTree:
+        """Returns one block's decoder parameters, float32."""
+        position = jnp.zeros((1, 1), jnp.int32)
+        return self.decoder.init(rng, jnp.zeros((1, 2, self.width)), position, position)["params"]
+
+    def prepare(self, rng: jax.Array, batch: dict[str, jax.Array]) -> tuple[PyTree, PyTree]:
+        """Masks a batch, each image by its own random order, shared by all blocks.
+
+        Args:
+          rng: a key for this step.
+          batch: {"image": uint8 [B, H, W, 3]}.
+
+        Returns:
+          Inputs of the stem, {"patches": [B, V, P] float32, "positions": [B, V]}, for the V patches that block 1 sees;
+          targets of all blocks, {"patches": uint8 [B, N, P], "positions": [B, N]}, in the order in which they become
+          masked from the end.
+        """
+        patches = patchify(batch["image"], self.patch_size)
+        order_BN = random_order(rng, *patches.shape[:2])
+        patches = jnp.take_along_axis(patches, order_BN[:, :, None], axis=1)
+        first = self.visible[0]
+        inputs = {"patches": standardize(patches[:, :first]), "positions": order_BN[:, :first]}
+        return inputs, {"patches": patches, "positions": order_BN}
+
+    def enter(self, block: int):
+        """Returns the function that drops the tokens which `block` (from 0) no longer sees; None if it sees all."""
+        if block == 0 or self.visible[block] == self.visible[block - 1]:
+            return None
+        return lambda tokens_BTD: tokens_BTD[:, : 1 + self.visible[block]]
+
+    def loss(
+        self, head: PyTree, tokens_BTD: jax.Array, targets: PyTree, rng: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """A block's local loss: mean squared error over the masked patches that are decoded in this step.
+
+        Args:
+          head: the block's decoder parameters.
+          tokens_BTD: CLS and visible tokens, as they leave the block.
+          targets: from `prepare`.
+          rng: unused; which patches are decoded follows from the random order.
+
+        Returns:
+          The loss, and no further metrics.
+        """
+        del rng
+        visible = tokens_BTD.shape[1] - 1
+        masked = targets["positions"].shape[1] - visible
+        stop = visible + max(1, round(self.fraction * masked))
+
+        def local(head, tokens_BTD, targets):
+            predictions = self.decode(
+                head,
+                tokens_BTD,
+                targets["positions"][:, :visible],
+                targets["positions"][:, visible:stop],
+            )
+            return masked_reconstruction_loss(
+                predictions,
+                standardize(targets["patches"][:, visible:stop]),
+                normalize=self.normalize_pixels,
+                implementation=self.implementation,
+            )
+
+        if self.remat == "layer":
+            local = jax.checkpoint(local, prevent_cse=False)
+        return local(head, tokens_BTD, targets), {}
+
+    def decode(
+        self, head: PyTree, tokens_BTD: jax.Array, visible_BV: jax.Array, masked_BM: jax.Array
+    ) -> jax.Array:
+        """Returns predicted patches [B, M, P] at the masked positions, in the targets' scale."""
+        return self.decoder.apply({"params": head}, tokens_BTD, visible_BV, masked_BM)
+
+    def picture(self, head: PyTree, tokens_BTD: jax.Array, targets: PyTree) -> jax.Array:
+        """Reconstructs whole images, [B, H, W, 3] in [0, 1]: visible patches as they are, all others predicted.
+
+        With normalised targets a prediction lacks its patch's mean and spread; the true ones are used.
+        """
+        visible = tokens_BTD.shape[1] - 1
+        order_BN = targets["positions"]
+        true = standardize(targets["patches"])
+        predictions = self.decode(head, tokens_BTD, order_BN[:, :visible], order_BN[:, visible:])
+        if self.normalize_pixels:
+            _, mean, std = normalize_patches(true[:, visible:])
+            predictions = predictions * std + mean
+        return self._assemble(jnp.concatenate([true[:, :visible], predictions], axis=1), order_BN)
+
+    def masked_picture(self, tokens_BTD: jax.Array, targets: PyTree) -> jax.Array:
+        """What the block sees: the visible patches on grey, [B, H, W, 3] in [0, 1]."""
+        visible = tokens_BTD.shape[1] - 1
+        patches = standardize(targets["patches"])
+        return self._assemble(patches.at[:, visible:].set(0.0), targets["positions"])
+
+    def _assemble(self, patches_BNP, order_BN):
+        inverse_BN = jnp.argsort(order_BN, axis=1)
+        patches_BNP = jnp.take_along_axis(patches_BNP, inverse_BN[:, :, None], axis=1)
+        return unpatchify(unstandardize(patches_BNP), self.patch_size, self.grid)

@@ -1,0 +1,367 @@
+"""The training loop: the only file that knows most others."""
+
+import collections
+import contextlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from jax.sharding import NamedSharding, PartitionSpec
+
+from blockjax import config as config_lib
+from blockjax import evaluate, figures
+from blockjax.checkpoint import Checkpoints
+from blockjax.data.pipeline import DevicePrefetch, evaluation_images, train_batches
+from blockjax.data.sources import open_source
+from blockjax.learner import make_learner
+from blockjax.memory import MIB, profile_compiled
+from blockjax.progress import Progress, render_table
+from blockjax.sharding import batch_sharding, make_mesh, mesh_shape, state_shardings
+from blockjax.writers import Writer, read_metrics, write_bytes_atomic, write_json_atomic
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal, after a checkpoint was written."""
+
+
+class Pretraining:
+    """A run: made from a config and a workdir, with everything checked before anything is compiled."""
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: str | os.PathLike):
+        """Checks the config, opens the data and claims the workdir.
+
+        Args:
+          config: as a config file returns it, with the command line's changes.
+          workdir: folder for all that the run writes; a run that was stopped there goes on.
+
+        Raises:
+          ValueError: the config, the data or the workdir cannot be used; says what to change.
+        """
+        self.config = config_lib.resolve(
+            config, devices=jax.device_count(), platform=jax.default_backend()
+        )
+        data = self.config.data
+        self.train_source = open_source(data.source, data.train_split, data.dir)
+        self.test_source = open_source(data.source, data.test_split, data.dir)
+        self.steps = config_lib.total_steps(self.config, len(self.train_source))
+        config_lib.fill_lengths(self.config, self.steps)
+        self.workdir = claim_workdir(Path(workdir), self.config)
+        self.mesh = make_mesh(mesh_shape(self.config.mesh, jax.device_count()))
+        self.learner = make_learner(self.config, self.steps)
+        self.is_first_process = jax.process_index() == 0
+
+    def run(self) -> dict[str, Any]:
+        """Trains, or goes on where a checkpoint of this workdir stands; then probes, draws and reports.
+
+        Returns:
+          The summary, as written to summary.json.
+
+        Raises:
+          FloatingPointError: a loss or gradient is not finite; names step and block.
+          Interrupted: a SIGTERM or SIGINT came; a checkpoint was written.
+        """
+        self._print_plan()
+        train_step = self._compile()
+        with contextlib.closing(
+            Checkpoints(self.workdir / "checkpoints", keep=self.config.checkpoint.keep)
+        ) as checkpoints:
+            state, data_state = self._restore_or_init(checkpoints)
+            if int(state.step) < self.steps:
+                state = self._train(train_step, state, data_state, checkpoints)
+        return self._report(state)
+
+    def _print_plan(self):
+        config, learner = self.config, self.learner
+        abstract = learner.abstract_state()
+        stem = _count(abstract.stem.params)
+        layers = _count(abstract.blocks.params["layers"]) // learner.rows
+        head = _count(abstract.blocks.params["head"]) // learner.rows
+        device = jax.devices()[0]
+        mesh = ", ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
+        each = "" if learner.rows == 1 else "each "
+        self._print(
+            f"run         {config.objective}, {config.strategy}, {config.dtype}, {self.steps} steps of "
+            f"{config.batch_size} images -> {self.workdir}\n"
+            f"data        {self.train_source.description}\n"
+            f"devices     {jax.device_count()} x {device.device_kind}; mesh {mesh}\n"
+            f"encoder     {config.model.depth} layers of width {config.model.width} in {learner.rows} "
+            f"block{'s' if learner.rows > 1 else ''}; stem {stem:,} parameters\n"
+            f"blocks      {each}{layers:,} parameters in layers, {head:,} in the head"
+        )
+
+    def _compile(self):
+        start = time.perf_counter()
+        compiled = self.learner.lower(self.mesh, self.config.batch_size).compile()
+        memory = profile_compiled(compiled)
+        self._print(
+            f"memory      {memory.total / MIB:,.0f} MiB on each device: {memory.temp / MIB:,.0f} scratch, "
+            f"{memory.argument / MIB:,.0f} state and batch (compiled in {time.perf_counter() - start:.0f} s)"
+        )
+        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        if limit and memory.total > limit:
+            self._print(
+                f"warning     that is more than the device's {limit / MIB:,.0f} MiB: try a smaller batch_size, "
+                "remat=layer, more blocks, or a smaller decoder"
+            )
+        return compiled
+
+    def _restore_or_init(self, checkpoints):
+        abstract = self.learner.abstract_state()
+        shardings = state_shardings(abstract, self.mesh)
+        abstract = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract,
+            shardings,
+        )
+        restored = checkpoints.restore_newest(abstract)
+        if restored is None:
+            return self._init(shardings), None
+        step, state, data_state = restored
+        if step < self.steps:
+            self._print(f"resume      at step {step}")
+        return state, data_state
+
+    def _init(self, shardings):
+        """Returns the first state. It is born sharded, and the same on every mesh."""
+        return jax.jit(self.learner.init, out_shardings=shardings)(self._key("init"))
+
+    def _key(self, name):
+        return jax.random.fold_in(
+            jax.random.key(self.config.seed), {"init": 0, "train": 1, "figure": 2}[name]
+        )
+
+    def _batches(self, data_state):
+        config = self.config
+        batches = train_batches(
+            self.train_source,
+            batch_size=config.batch_size // jax.process_count(),
+            image_size=config.model.image_size,
+            seed=config.seed,
+            flip=config.data.flip,
+            crop_scale=tuple(config.data.crop_scale),
+            shift=config.data.shift,
+            workers=config.data.workers,
+            on_corrupt=config.data.on_corrupt,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        if data_state is not None:
+            batches.set_state(data_state)
+        sharding = batch_sharding(self.mesh)
+
+        def put(batch):
+            image = jax.make_array_from_process_local_data(sharding, batch["image"])
+            return {"image": image}
+
+        return DevicePrefetch(batches, put)
+
+    def _train(self, train_step, state, data_state, checkpoints):
+        config = self.config
+        start = int(state.step)
+        key = jax.device_put(self._key("train"), NamedSharding(self.mesh, PartitionSpec()))
+        pending = collections.deque()  # metrics of steps that may still be running
+        with (
+            contextlib.closing(self._batches(data_state)) as batches,
+            contextlib.closing(Writer(self.workdir, enabled=self.is_first_process)) as writer,
+            Progress(self.steps, start, enabled=self.is_first_process) as progress,
+            _caught_signals() as caught,
+        ):
+            log = _Log(self, writer, progress, start)
+            for step in range(start + 1, self.steps + 1):
+                state, metrics = train_step(state, next(batches), key)
+                pending.append((step, metrics))
+                last = step == self.steps
+                save = last or step % config.checkpoint.every == 0 or bool(caught)
+                # Metrics are read a step late, so that the device never waits for the host; but nothing is saved
+                # that was not seen to be finite.
+                while len(pending) > (0 if save else 1):
+                    log.step(*pending.popleft())
+                if save:
+                    checkpoints.save(step, state, batches.get_state())
+                if caught and not last:
+                    checkpoints.wait()
+                    raise Interrupted(
+                        f"{signal.Signals(caught[0]).name}: stopped after step {step} of {self.steps}, with a "
+                        f"checkpoint in {self.workdir}. The same command goes on from there."
+                    )
+            checkpoints.wait()
+        return state
+
+    def _report(self, state):
+        config = self.config
+        probes = self._probe(state)
+        rows = read_metrics(self.workdir / "metrics.jsonl")
+        summary = {
+            "strategy": config.strategy,
+            "steps": self.steps,
+            "seconds": rows[-1]["seconds"] if rows else 0.0,
+            "images_per_second": (rows[-1]["examples"] / rows[-1]["seconds"]) if rows else 0.0,
+            "probes": probes,
+        }
+        if not self.is_first_process:
+            return summary
+        images, _ = evaluation_images(
+            self.test_source, config.model.image_size, limit=10, on_corrupt=config.data.on_corrupt
+        )
+        folder = self.workdir / "figures"
+        folder.mkdir(exist_ok=True)
+        write_bytes_atomic(
+            folder / "reconstruction.png",
+            figures.reconstruction(self.learner, state, images, self._key("figure")),
+        )
+        write_bytes_atomic(folder / "losses.png", figures.losses(rows, config.strategy))
+        write_json_atomic(self.workdir / "summary.json", summary)
+        if probes:
+            render_table(
+                f"accuracy on {config.data.source} [{config.data.test_split}]",
+                ["features", "kNN", "linear probe"],
+                [[row["features"], row["knn"], row["linear"]] for row in probes],
+            )
+        self._print(f"figures     {folder}/reconstruction.png, losses.png")
+        return summary
+
+    def _probe(self, state):
+        """Returns the probes' rows; none where the data has no labels."""
+        config = self.config
+        for source, split in (
+            (self.train_source, config.data.train_split),
+            (self.test_source, config.data.test_split),
+        ):
+            if source.labels is None:
+                self._print(
+                    f"no probes: {config.data.source} [{split}] has no labels; pretraining does not need them"
+                )
+                return []
+        size = config.model.image_size
+        train = evaluation_images(
+            self.train_source,
+            size,
+            limit=config.probe.train_examples,
+            on_corrupt=config.data.on_corrupt,
+        )
+        test = evaluation_images(
+            self.test_source,
+            size,
+            limit=config.probe.test_examples,
+            on_corrupt=config.data.on_corrupt,
+        )
+        untrained = self._init(state_shardings(self.learner.abstract_state(), self.mesh))
+        classes = int(max(train[1].max(), test[1].max())) + 1
+        return evaluate.probe_blocks(
+            self.learner, state, untrained, train, test, classes=classes, pool=config.probe.pool
+        )
+
+    def _print(self, text):
+        if self.is_first_process:
+            print(text, flush=True)
+
+
+class _Log:
+    """Checks the metrics of every step, and writes every so many."""
+
+    def __init__(self, run, writer, progress, start):
+        self._run, self._writer, self._progress = run, writer, progress
+        last = writer.resume_after(start)
+        self._seconds_before = last["seconds"] if last else 0.0
+        self._begin = self._since = time.perf_counter()
+        self._since_step = start
+
+    def step(self, step, metrics):
+        config = self._run.config
+        metrics = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
+        _check_finite(step, metrics)
+        if step % config.log.every and step != self._run.steps:
+            return
+        now = time.perf_counter()
+        rate = (step - self._since_step) * config.batch_size / max(now - self._since, 1e-9)
+        self._since, self._since_step = now, step
+        row = {
+            "step": step,
+            "examples": step * config.batch_size,
+            "seconds": self._seconds_before + now - self._begin,
+            "images_per_second": rate,
+            "learning_rate": float(self._run.learner.schedule(step - 1)),
+        }
+        for name, values in sorted(metrics.items(), key=lambda item: item[0] != "loss"):
+            row |= {f"block_{k}/{name}": float(value) for k, value in enumerate(values, start=1)}
+        self._writer.write(row)
+        self._progress.update(step, metrics["loss"].tolist(), rate)
+
+
+def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> Path:
+    """Makes the workdir and writes config.json, or checks that the config there describes the same run.
+
+    Raises:
+      ValueError: the folder cannot be written, or belongs to a run with another config; names the fields.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"--workdir {workdir} cannot be written: {error.strerror}; choose another folder"
+        ) from error
+    path, new = workdir / "config.json", config_lib.to_json(config)
+    if path.exists():
+        try:
+            saved = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}); choose another --workdir"
+            ) from error
+        if changed := config_lib.differences(saved, new):
+            raise ValueError(
+                f"--workdir {workdir} holds a run with another config:\n  "
+                + "\n  ".join(changed)
+                + "\nchoose another --workdir, or set these fields back to go on with that run"
+            )
+    if jax.process_index() == 0:
+        write_json_atomic(path, new)
+    return workdir
+
+
+def _check_finite(step, metrics):
+    for name in ("loss", "gradient_norm"):
+        bad = [k for k, value in enumerate(metrics[name], start=1) if not np.isfinite(value)]
+        if bad:
+            blocks = ", ".join(f"block {k}" for k in bad)
+            raise FloatingPointError(
+                f"step {step}: {name.replace('_', ' ')} of {blocks} is {metrics[name][bad[0] - 1]}. The newest "
+                "checkpoint was made before that. Try a smaller optimizer.base_learning_rate, a longer "
+                "optimizer.warmup_steps, optimizer.clip=1.0, or dtype=float32."
+            )
+
+
+@contextlib.contextmanager
+def _caught_signals():
+    """Collects SIGTERM and SIGINT instead of dying of them; a second one has its usual effect."""
+    caught, before = [], {}
+
+    def catch(number, frame):
+        del frame
+        caught.append(number)
+        signal.signal(number, before[number])
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, catch)
+    except ValueError:  # not the main thread, as in some notebooks
+        logging.info("signals are not caught outside the main thread")
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _count(params):
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

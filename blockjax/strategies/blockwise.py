@@ -1,0 +1,100 @@
+"""The default strategy: one program, an XLA loop over the stacked block states, each updated in place."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from blockjax.state import TrainState
+from blockjax.strategies.block import Block, BlockState, PyTree, block_update, with_stem
+
+
+def blockwise(
+    blocks: Sequence[Block],
+    *,
+    stem: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None,
+    prepare: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]] | None = None,
+) -> Callable[[TrainState, PyTree, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """Makes a train step in which every block learns from its own local loss only.
+
+    Consecutive blocks that are the same `Block` object run in one loop with their states in the carry: so only one
+    block's activations and gradients exist at a time, and states are updated in place. (A Python loop over blocks
+    would let XLA run every forward first and keep all activations; states as scanned inputs and outputs would exist
+    twice.) Blocks with `Block`s of their own, as under a masking schedule, get a loop each.
+
+    Args:
+      blocks: one `Block` per block, first to last; `[block] * K` for equal ones. Their states must have equal shapes.
+      stem: `(params, inputs, rng) -> stream`; it trains with block 1. None: inputs are the first stream.
+      prepare: `(rng, batch) -> (inputs, targets)`, the objective's part. None: the batch is that pair already.
+
+    Returns:
+      `(state, batch, rng) -> (state, metrics)`, to be jitted with the state donated. `rng` is the run's key: step and
+      block are folded in here. Each metric has shape [K], a value per block.
+    """
+    blocks = tuple(blocks)
+
+    def train_step(state, batch, rng):
+        step_rng = jax.random.fold_in(rng, state.step)
+        inputs, targets = prepare(jax.random.fold_in(step_rng, 0), batch) if prepare else batch
+        stem_state, states, stream = state.stem, state.blocks, inputs
+        collected = []
+        start = 0
+        if stem is not None:
+            stem_state, states, stream, metrics = _update_first(
+                with_stem(blocks[0], stem), stem_state, states, stream, targets, step_rng
+            )
+            collected.append(metrics)
+            start = 1
+        for _, group in itertools.groupby(blocks[start:], key=id):
+            block, *others = group
+            stop = start + 1 + len(others)
+            # Without the barrier XLA may run this loop's forward before the last one's updates, and keep both alive.
+            states, stream = jax.lax.optimization_barrier((states, stream))
+            if block.enter is not None:
+                stream = block.enter(stream)
+            states, stream, metrics = _update_group(
+                block, states, stream, targets, step_rng, start, stop
+            )
+            collected.append(metrics)
+            start = stop
+        metrics = jax.tree.map(lambda *parts: jnp.concatenate(parts), *collected)
+        return TrainState(step=state.step + 1, stem=stem_state, blocks=states), metrics
+
+    return train_step
+
+
+def _update_first(block, stem_state, states, inputs, targets, step_rng):
+    first = _read(states, 0)
+    joint = BlockState((stem_state.params, first.params), (stem_state.opt_state, first.opt_state))
+    joint, stream, metrics = block_update(
+        block, joint, inputs, targets, jax.random.fold_in(step_rng, 1)
+    )
+    stem_state, first = (
+        BlockState(*part) for part in zip(joint.params, joint.opt_state, strict=True)
+    )
+    metrics = jax.tree.map(lambda value: value[None], metrics)
+    return stem_state, _write(states, first, 0), stream, metrics
+
+
+def _update_group(block, states, stream, targets, step_rng, start, stop):
+    def body(carry, index):
+        states, stream = carry
+        rng = jax.random.fold_in(step_rng, index + 1)
+        new, stream, metrics = block_update(block, _read(states, index), stream, targets, rng)
+        return (_write(states, new, index), stream), metrics
+
+    (states, stream), metrics = jax.lax.scan(body, (states, stream), jnp.arange(start, stop))
+    return states, stream, metrics
+
+
+def _read(states, index):
+    return jax.tree.map(
+        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), states
+    )
+
+
+def _write(states, state, index):
+    return jax.tree.map(
+        lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, index, 0), states, state
+    )

@@ -1,0 +1,59 @@
+"""Block-wise masked image modeling with MAE's published recipe; with strategy=end_to_end it is MAE.
+
+    python -m blockjax.main \
+        --config configs/bim.py:model=b16,size=224,strategy=blockwise,blocks=4,data=tfds:imagenet2012
+
+Arguments, with their defaults: model=b16 (ti, s, b, l, h and the patch size), size=224, strategy=blockwise, blocks=4,
+data=tfds:imagenet2012, batch=4096, epochs=800, decoder=cross_attention (self_attention is MAE's own: 8 layers of width
+512 that decode every masked patch; in block-wise training each block owns such a decoder).
+
+Hyperparameters: He et al., arXiv 2111.06377, tables 8 and 9: AdamW (0.9, 0.95), base learning rate 1.5e-4 for 256
+images, weight decay 0.05, 5 % warm-up, cosine decay, 75 % masked, normalised pixels, random resized crops and flips.
+The light decoder is CrossMAE's (arXiv 2401.14391): one cross-attention layer that decodes a third of the masked patches.
+"""
+
+import re
+
+from blockjax.config import default_config
+from configs.common import parse_argument
+
+
+def get_config(argument=None):
+    """Returns the config of MAE's recipe for the model, size, strategy and data of the argument."""
+    given = parse_argument(
+        argument,
+        model="b16",
+        size=224,
+        strategy="blockwise",
+        blocks=4,
+        data="tfds:imagenet2012",
+        batch=4096,
+        epochs=800.0,
+        decoder="cross_attention",
+    )
+    match = re.fullmatch(r"(ti|s|b|l|h)(\d+)", given["model"])
+    if not match:
+        raise ValueError(
+            f"config argument model={given['model']} is unknown; it may be ti, s, b, l or h and a patch size: b16, l16, h14"
+        )
+    config = default_config()
+    config.epochs = given["epochs"]
+    config.batch_size = given["batch"]
+    config.strategy = given["strategy"]
+    config.blocks = given["blocks"]
+
+    config.model.preset = match[1]
+    config.model.patch_size = int(match[2])
+    config.model.image_size = given["size"]
+
+    config.decoder.kind = given["decoder"]
+    if given["decoder"] == "self_attention":
+        config.decoder.depth, config.decoder.width, config.decoder.fraction = 8, 512, 1.0
+    else:
+        config.decoder.depth, config.decoder.width, config.decoder.fraction = 1, 192, 1 / 3
+
+    config.data.source = given["data"]
+    if given["data"] == "tfds:imagenet2012":
+        config.data.test_split = "validation"
+    config.data.workers = 8 if given["size"] > 96 else 0
+    return config

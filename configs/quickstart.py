@@ -1,0 +1,34 @@
+"""A small Vision Transformer in four blocks of one layer, trained block by block on the embedded images.
+
+    python -m blockjax.main --config configs/quickstart.py --workdir runs/quickstart
+
+Add --config.strategy=end_to_end (and another --workdir) for its twin under global backpropagation.
+"""
+
+from blockjax.config import default_config
+
+
+def get_config():
+    """Returns the quickstart's config."""
+    config = default_config()
+    config.steps = 1800
+    config.batch_size = 128
+
+    config.model.width = 96
+    config.model.depth = 4
+    config.model.heads = 3
+
+    config.mask.ratio = 0.625  # 24 of 64 patches are visible
+    config.decoder.width = 64
+    config.decoder.fraction = 0.5  # 20 of 40 masked patches
+    # Targets normalised patch by patch learn far slower at this length.
+    config.loss.normalize_pixels = False
+
+    # Digits must not be mirrored, and a crop would cut them.
+    config.data.flip = False
+    config.data.crop_scale = (1.0, 1.0)
+    config.data.shift = 3
+
+    config.optimizer.base_learning_rate = 6e-3  # 3e-3 at this batch
+    config.log.every = 10
+    return config
