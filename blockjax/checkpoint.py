@@ -8,7 +8,7 @@ A checkpoint is a folder named by its step:
 
 It is written under a name that is no number and renamed when complete, so a numbered folder is
 whole unless its files were damaged afterwards. orbax notices most damage, by many kinds of
-exception, but not a flipped bit in an array; hence the manifest, which alone decides what is damage.
+exception, but not a flipped bit in an array; hence the manifest: it alone decides what is damaged.
 """
 
 import json
@@ -33,6 +33,8 @@ _UNFINISHED = ".unfinished"  # being written, or being deleted
 
 class Checkpoints:
     """The checkpoints of one run.
+
+    Use it in `contextlib.closing`: a program that ends while orbax is writing can hang.
 
     Args:
       directory: Folder that holds them; created by the first save. With several processes it must

@@ -137,7 +137,7 @@ def resolve(
 
     if (config.steps is None) == (config.epochs is None):
         raise ValueError(
-            f"give the run's length as exactly one of steps and epochs; got steps={config.steps}, epochs={config.epochs}"
+            f"give exactly one of steps and epochs; got steps={config.steps}, epochs={config.epochs}"
         )
     if config.dtype == "auto":
         config.dtype = "float32" if platform == "cpu" else "bfloat16"
@@ -199,6 +199,36 @@ def differences(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
         if saved.get(key) != new.get(key)
         and not any(key == free or key.startswith(free + ".") for free in _MAY_CHANGE)
     ]
+
+
+def parse_argument(argument: str | None, **defaults):
+    """Reads "name=value,name=value" into a dict, each value of the type of its default.
+
+    Args:
+      argument: what stands behind the colon in `--config file.py:...`.
+      **defaults: the names that may be given, and their values where they are not.
+
+    Raises:
+      ValueError: an unknown name, or a value that cannot be read; says what would fit.
+    """
+    values = dict(defaults)
+    for part in (argument or "").split(","):
+        if not part:
+            continue
+        name, equals, text = part.partition("=")
+        if name not in defaults or not equals:
+            known = ", ".join(f"{key}={value}" for key, value in defaults.items())
+            raise ValueError(
+                f"config argument {part!r} is unknown; arguments and their defaults: {known}"
+            )
+        kind = type(defaults[name])
+        try:
+            values[name] = kind(text)
+        except ValueError as error:
+            raise ValueError(
+                f"config argument {name}={text!r} is not a number of type {kind.__name__}"
+            ) from error
+    return values
 
 
 def _check_keys(config, defaults, prefix=""):

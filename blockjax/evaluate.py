@@ -1,4 +1,4 @@
-"""What every block learned: kNN and a linear probe on its frozen features, beside raw pixels and an untrained encoder."""
+"""What every block learned: kNN and a linear probe on frozen features, beside raw pixels and an untrained encoder."""
 
 import functools
 from typing import Any

@@ -20,7 +20,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder for checkpoints, metrics and figures. A run that was stopped there goes on. Default: runs/NAME of the config file.",
+    "Folder for checkpoints, metrics and figures. A run that was stopped there goes on. "
+    "Default: runs/NAME of the config file.",
 )
 
 

@@ -42,7 +42,7 @@ class MemoryProfile:
 
 
 def profile_compiled(compiled: jax.stages.Compiled) -> MemoryProfile:
-    """Reads the profile of a compiled step. (`peak_memory_in_bytes` is not used: on CPU it leaves out scratch.)"""
+    """Reads the profile of a compiled step; `peak_memory_in_bytes` would leave out scratch on CPU."""
     stats = compiled.memory_analysis()
     return MemoryProfile(
         argument=stats.argument_size_in_bytes,
@@ -85,7 +85,7 @@ def tpu_devices(topology: str) -> list:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compiling needs no exclusive chip
     try:
         description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    except Exception as error:  # noqa: BLE001 - libtpu raises several types
+    except Exception as error:
         reason = str(error).splitlines()[0][:200]
         raise ValueError(
             f"libtpu does not know the topology {topology!r} (it knows v5e:2x2, v5p:2x2x1, v6e:2x2, ...): {reason}"

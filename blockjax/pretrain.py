@@ -291,7 +291,7 @@ class _Log:
         }
         for name, values in sorted(metrics.items(), key=lambda item: item[0] != "loss"):
             row |= {f"block_{k}/{name}": float(value) for k, value in enumerate(values, start=1)}
-        self._writer.write(row)
+        self._writer.write(row.pop("step"), row)
         self._progress.update(step, metrics["loss"].tolist(), rate)
 
 

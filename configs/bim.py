@@ -7,15 +7,15 @@ Arguments, with their defaults: model=b16 (ti, s, b, l, h and the patch size), s
 data=tfds:imagenet2012, batch=4096, epochs=800, decoder=cross_attention (self_attention is MAE's own: 8 layers of width
 512 that decode every masked patch; in block-wise training each block owns such a decoder).
 
-Hyperparameters: He et al., arXiv 2111.06377, tables 8 and 9: AdamW (0.9, 0.95), base learning rate 1.5e-4 for 256
+Hyperparameters: He et al., arXiv 2111.06377, table 8: AdamW (0.9, 0.95), base learning rate 1.5e-4 for 256
 images, weight decay 0.05, 5 % warm-up, cosine decay, 75 % masked, normalised pixels, random resized crops and flips.
-The light decoder is CrossMAE's (arXiv 2401.14391): one cross-attention layer that decodes a third of the masked patches.
+The light decoder is CrossMAE's (arXiv 2401.14391): one cross-attention layer, and a third of the masked patches
+decoded in each step.
 """
 
 import re
 
-from blockjax.config import default_config
-from configs.common import parse_argument
+from blockjax.config import default_config, parse_argument
 
 
 def get_config(argument=None):
@@ -34,7 +34,7 @@ def get_config(argument=None):
     match = re.fullmatch(r"(ti|s|b|l|h)(\d+)", given["model"])
     if not match:
         raise ValueError(
-            f"config argument model={given['model']} is unknown; it may be ti, s, b, l or h and a patch size: b16, l16, h14"
+            f"config argument model={given['model']} is unknown; it may be ti, s, b, l or h with a patch size: b16"
         )
     config = default_config()
     config.epochs = given["epochs"]

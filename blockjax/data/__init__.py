@@ -1,0 +1,1 @@
+"""From a data source to batches: sources, builders, augmentation, the pipeline."""

@@ -72,7 +72,7 @@ def block_update(
         return loss, (out, metrics)
 
     (loss, (out, metrics)), grads = jax.value_and_grad(local_loss, has_aux=True)(state.params)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     if block.clip is not None:
         grads, _ = optax.clip_by_global_norm(block.clip).update(grads, optax.EmptyState())
     updates, opt_state = block.optimizer.update(grads, state.opt_state, state.params)

@@ -1,0 +1,81 @@
+"""Prepares a data set for training: `python -m blockjax.data.prepare tfds:<name>`, once.
+
+Data sets of the TFDS catalogue need TensorFlow and a network here, and neither to be read.
+"""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+from blockjax.data import builders, sources
+
+
+def prepare(spec: str, data_dir: str | None = None, manual_dir: str | None = None) -> str:
+    """Downloads and writes a data set as ArrayRecord files, if that was not done yet.
+
+    Args:
+      spec: `embedded` or `tfds:<name>`.
+      data_dir: the directory of TFDS data sets; None means $TFDS_DATA_DIR or
+        ~/tensorflow_datasets.
+      manual_dir: where the files lie that TFDS asks the user to fetch; None means
+        <data_dir>/downloads/manual.
+
+    Returns:
+      The directory of the data set.
+
+    Raises:
+      DatasetUnavailable: the data set is unknown, or TensorFlow or files of the user are missing.
+      ValueError: `spec` names something that needs no preparation.
+    """
+    if spec == "embedded":
+        return str(builders.embedded_builder(data_dir).data_dir)
+    kind, _, name = spec.partition(":")
+    if kind != "tfds" or not name:
+        raise ValueError(f"{spec!r} cannot be prepared; 'embedded' and 'tfds:<name>' can.")
+    builder = sources.find_builder(name, data_dir)
+    if builders.is_prepared(builder):
+        return str(builder.data_dir)
+    if importlib.util.find_spec("tensorflow") is None:
+        raise sources.DatasetUnavailable(
+            f"Preparing {builder.info.full_name} needs TensorFlow, here and only now: "
+            "pip install tensorflow-cpu, then run this command again."
+        )
+    import tensorflow_datasets as tfds
+
+    try:
+        builder.download_and_prepare(
+            file_format="array_record",
+            download_config=tfds.download.DownloadConfig(
+                # What TFDS keeps in its bucket is in another file format.
+                manual_dir=manual_dir,
+                try_download_gcs=False,
+            ),
+        )
+    except AssertionError as error:  # the files that the user has to fetch are not there
+        raise sources.DatasetUnavailable(
+            f"{builder.info.full_name}: {error}\nPut the files there, or name their directory by "
+            "--manual_dir."
+        ) from error
+    return str(builder.data_dir)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m blockjax.data.prepare", description=__doc__)
+    parser.add_argument("source", help="'embedded' or 'tfds:<name>', as in data.source")
+    parser.add_argument(
+        "--data_dir", help="as data.dir; default: TFDS_DATA_DIR or ~/tensorflow_datasets"
+    )
+    parser.add_argument("--manual_dir", help="where files lie that you had to fetch yourself")
+    args = parser.parse_args(argv)
+    try:
+        print(f"{args.source} is ready in {prepare(args.source, args.data_dir, args.manual_dir)}")
+    except (ValueError, OSError) as error:  # requests' network errors are OSErrors
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

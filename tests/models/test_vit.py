@@ -1,0 +1,112 @@
+"""The encoder: positions, layers and stacking."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blockjax.models.position import sincos_2d
+from blockjax.models.vit import PRESETS, Attention, ViT, regroup
+
+
+def vit(**fields):
+    return ViT(**{"image_size": 32, "patch_size": 8, "width": 32, "depth": 4, "heads": 2, **fields})
+
+
+def test_positions_tell_rows_from_columns():
+    table = sincos_2d(3, 5, 16)
+    assert table.shape == (15, 16)
+    same_row, same_column = table[[0, 1]], table[[0, 5]]
+    np.testing.assert_array_equal(same_row[0, 8:], same_row[1, 8:])
+    assert not np.allclose(same_row[0, :8], same_row[1, :8])
+    np.testing.assert_array_equal(same_column[0, :8], same_column[1, :8])
+    np.testing.assert_allclose(table[7, :4], np.sin(2 * 10000.0 ** (-np.arange(4) / 4)), rtol=1e-6)
+    np.testing.assert_allclose(table[7, 12:], np.cos(1 * 10000.0 ** (-np.arange(4) / 4)), rtol=1e-6)
+    assert len(np.unique(table.round(5), axis=0)) == 15
+    with pytest.raises(ValueError, match="divisible by 4, not 18"):
+        sincos_2d(2, 2, 18)
+
+
+def test_positions_belong_to_patches_not_to_slots():
+    model = vit()
+    stem = model.init_stem(jax.random.key(0))
+    patches = jax.random.normal(jax.random.key(1), (2, 16, 192))
+    order = jnp.stack([jax.random.permutation(jax.random.key(i), 16) for i in range(2)])
+    whole = model.stem(
+        stem, {"patches": patches, "positions": jnp.broadcast_to(jnp.arange(16), (2, 16))}
+    )
+    shuffled = model.stem(
+        stem,
+        {"patches": jnp.take_along_axis(patches, order[:, :, None], 1), "positions": order},
+    )
+    np.testing.assert_allclose(
+        shuffled[:, 1:], jnp.take_along_axis(whole[:, 1:], order[:, :, None], 1), atol=1e-6
+    )
+
+
+def test_attention_against_numpy():
+    queries = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
+    context = np.random.default_rng(1).normal(size=(2, 5, 8)).astype(np.float32)
+    module = Attention(2, jnp.float32)
+    params = module.init(jax.random.key(0), queries, context)["params"]
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), params)
+    p = jax.tree.map(np.asarray, params)
+    q, k, v = (
+        np.einsum("btd,dhe->bhte", tokens, p[name]["kernel"]) + p[name]["bias"][None, :, None]
+        for name, tokens in (("query", queries), ("key", context), ("value", context))
+    )
+    logits = q @ k.transpose(0, 1, 3, 2) / np.sqrt(4)
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = np.einsum("bhte,hed->btd", weights @ v, p["out"]["kernel"]) + p["out"]["bias"]
+    np.testing.assert_allclose(
+        module.apply({"params": params}, queries, context), expected, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("fields", [{"remat": "layer"}, {"unroll": 2}, {"unroll": 4}])
+def test_remat_and_unroll_change_no_number(fields):
+    plain, other = vit(), vit(**fields)
+    params = jax.tree.map(lambda leaf: leaf[0], plain.init_layers(jax.random.key(0), 1))
+    tokens = jax.random.normal(jax.random.key(1), (2, 5, 32))
+
+    def value_and_grad(model):
+        return jax.value_and_grad(lambda p: jnp.sum(model.layers(p, tokens) ** 2))(params)
+
+    (a, grads_a), (b, grads_b) = value_and_grad(plain), value_and_grad(other)
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3), grads_a, grads_b
+    )
+    text = str(jax.make_jaxpr(lambda p: other.layers(p, tokens))(params))
+    assert ("remat" in text or "checkpoint" in text) == (fields.get("remat") == "layer")
+
+
+def test_blocks_are_consecutive_layers():
+    model = vit()
+    two, four = model.init_layers(jax.random.key(0), 2), model.init_layers(jax.random.key(0), 4)
+    jax.tree.map(np.testing.assert_array_equal, regroup(two, 4, stacked=2), four)
+    tokens = jax.random.normal(jax.random.key(1), (1, 5, 32))
+    halves = tokens
+    for k in range(2):
+        halves = model.layers(jax.tree.map(lambda leaf, k=k: leaf[k], two), halves)
+    whole = model.layers(jax.tree.map(lambda leaf: leaf.reshape(4, *leaf.shape[2:]), two), tokens)
+    np.testing.assert_allclose(halves, whole, atol=1e-5)
+
+
+def test_presets_have_the_published_sizes():
+    millions = {"ti": 5.5, "s": 21.7, "b": 85.8, "l": 303.3, "h": 630.8}  # without a classifier
+    for name, (width, depth, heads) in PRESETS.items():
+        model = ViT(224, 14 if name == "h" else 16, width, depth, heads)
+        shapes = jax.eval_shape(
+            lambda m=model: (m.init_stem(jax.random.key(0)), m.init_layers(jax.random.key(0), 1))
+        )
+        count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) / 1e6
+        assert count == pytest.approx(millions[name], rel=0.01)
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
+    model = vit(dtype=jnp.bfloat16)
+    stem = model.init_stem(jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(stem)} == {jnp.dtype("float32")}
+    tokens = model.stem(stem, {"patches": jnp.ones((1, 2, 192)), "positions": jnp.array([[0, 3]])})
+    assert tokens.dtype == jnp.bfloat16

@@ -1,0 +1,113 @@
+"""Masked autoencoding: what is seen, what is predicted, and the loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blockjax.kernels.masked_reconstruction import masked_reconstruction_loss
+from blockjax.objectives.patches import patchify, standardize
+from tests.tiny import images, tiny_learner
+
+
+def test_the_encoder_sees_the_visible_patches_only():
+    objective = tiny_learner().objective
+    batch = images()
+    inputs, targets = objective.prepare(jax.random.key(0), {"image": batch})
+    assert inputs["patches"].shape == (8, 6, 192)
+    patches = np.asarray(patchify(batch, 8))
+    order = np.asarray(targets["positions"])
+    for i in range(8):
+        np.testing.assert_array_equal(targets["patches"][i], patches[i][order[i]])
+        np.testing.assert_allclose(
+            inputs["patches"][i], standardize(patches[i : i + 1])[0][order[i, :6]], rtol=1e-6
+        )
+    np.testing.assert_array_equal(inputs["positions"], order[:, :6])
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_loss_ignores_visible_patches(normalize):
+    learner = tiny_learner(**{"loss.normalize_pixels": normalize, "decoder.fraction": 1.0})
+    objective = learner.objective
+    _, targets = objective.prepare(jax.random.key(0), {"image": images()})
+    head = objective.init_head(jax.random.key(1))
+    tokens = jax.random.normal(jax.random.key(2), (8, 7, 32))
+
+    def loss(patches):
+        return float(objective.loss(head, tokens, targets | {"patches": patches}, None)[0])
+
+    patches = targets["patches"]
+    assert loss(patches.at[:, :6].set(7)) == loss(patches)
+    assert loss(patches.at[:, 6].set(7)) != loss(patches)
+    assert loss(patches.at[:, 15].set(7)) != loss(patches)
+
+
+def test_the_fraction_decodes_the_first_masked_patches():
+    objective = tiny_learner(**{"decoder.fraction": 0.5}).objective
+    _, targets = objective.prepare(jax.random.key(0), {"image": images()})
+    head = objective.init_head(jax.random.key(1))
+    tokens = jax.random.normal(jax.random.key(2), (8, 7, 32))
+    base = objective.loss(head, tokens, targets, None)[0]
+    after = targets | {"patches": targets["patches"].at[:, 11:].set(0)}
+    assert objective.loss(head, tokens, after, None)[0] == base  # 5 of 10 masked patches: 6 to 10
+    before = targets | {"patches": targets["patches"].at[:, 10].set(0)}
+    assert objective.loss(head, tokens, before, None)[0] != base
+
+
+def test_loss_against_numpy():
+    rng = np.random.default_rng(0)
+    predictions = rng.normal(size=(3, 5, 48)).astype(np.float32)
+    targets = rng.normal(2.0, 3.0, size=(3, 5, 48)).astype(np.float32)
+    plain = np.mean((predictions.astype(np.float64) - targets) ** 2)
+    np.testing.assert_allclose(
+        masked_reconstruction_loss(predictions, targets, normalize=False), plain, rtol=1e-6
+    )
+    t = targets.astype(np.float64)
+    t = (t - t.mean(-1, keepdims=True)) / np.sqrt(t.var(-1, ddof=1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(
+        masked_reconstruction_loss(predictions, targets, normalize=True),
+        np.mean((predictions - t) ** 2),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("values", [48, 768])
+def test_predicting_zero_gives_the_closed_form(values):
+    """With unbiased variance the loss of zeros is (P − 1) / P; with biased variance it would be 1."""
+    targets = jax.random.normal(jax.random.key(0), (4, 16, values)) * 50
+    loss = masked_reconstruction_loss(jnp.zeros_like(targets), targets, normalize=True)
+    assert float(loss) == pytest.approx((values - 1) / values, rel=1e-4)
+
+
+def test_constant_patches_and_wrong_arguments():
+    flat = jnp.full((1, 2, 48), 3.0)
+    assert float(masked_reconstruction_loss(jnp.zeros_like(flat), flat, normalize=True)) == 0.0
+    with pytest.raises(ValueError, match=r"must have one shape"):
+        masked_reconstruction_loss(flat, flat[:, :1], normalize=True)
+    with pytest.raises(ValueError, match=r"'triton' is unknown; it may be one of \['xla'\]"):
+        masked_reconstruction_loss(flat, flat, normalize=True, implementation="triton")
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_pictures_of_perfect_predictions_are_the_images(normalize):
+    """Un-normalising or un-shuffling wrongly would show here."""
+    learner = tiny_learner(**{"loss.normalize_pixels": normalize})
+    objective = learner.objective
+    batch = images()
+    _, targets = objective.prepare(jax.random.key(0), {"image": batch})
+    true = standardize(targets["patches"])[:, 6:]
+    if normalize:
+        true = (true - true.mean(-1, keepdims=True)) / jnp.sqrt(
+            true.var(-1, ddof=1, keepdims=True) + 1e-6
+        )
+
+    class Perfect:
+        decode = staticmethod(lambda *arguments: true)
+
+    object.__setattr__(objective, "decode", Perfect.decode)
+    tokens = jnp.zeros((8, 7, 32))
+    picture = objective.picture({}, tokens, targets)
+    np.testing.assert_allclose(picture, batch / 255.0, atol=1e-4)
+    masked = np.asarray(objective.masked_picture(tokens, targets))
+    shown = np.isclose(masked, batch / 255.0, atol=1e-4).reshape(8, -1).mean(axis=1)
+    assert np.all((shown > 0.3) & (shown < 0.6))  # 6 of 16 patches

@@ -1,0 +1,161 @@
+"""Every bad config is a sentence before anything is compiled."""
+
+import jax
+import ml_collections
+import pytest
+
+from blockjax import config as config_lib
+from tests.tiny import tiny_config
+
+
+def resolve(config, devices=1, platform="cpu"):
+    return config_lib.resolve(config, devices=devices, platform=platform)
+
+
+BAD = {
+    "blocks": ({"blocks": 3}, r"blocks 3 does not divide the depth of 4 layers.*1, 2, 4"),
+    "patch": ({"model.patch_size": 5}, r"patch_size 5 does not divide.*32.*1, 2, 4, 8, 16, 32"),
+    "heads": (
+        {"model.heads": 5},
+        r"width 32 is not divisible by model.heads 5.*1, 2, 4, 8, 16, 32",
+    ),
+    "width": ({"model.width": 30, "model.heads": 2}, r"model.width must be divisible by 4"),
+    "all_masked": ({"mask.ratio": 0.99}, r"mask.ratio 0.99 leaves no visible patch of 16"),
+    "none_masked": ({"mask.ratio": 0.0}, r"mask.ratio 0 leaves no masked patch of 16"),
+    "schedule": (
+        {"mask.schedule": "cosine"},
+        r"mask.schedule 'cosine' cannot be read for 4 blocks",
+    ),
+    "rising": ({"mask.schedule": "0.75,0.5,0.5,0.5"}, r"later blocks cannot see more"),
+    "schedule_end_to_end": (
+        {"mask.schedule": "linear:0.9", "strategy": "end_to_end"},
+        r"end_to_end has one block",
+    ),
+    "strategy": (
+        {"strategy": "blockwize"},
+        r"strategy 'blockwize' is unknown; did you mean 'blockwise'",
+    ),
+    "preset": ({"model.preset": "xl"}, r"model.preset 'xl' is unknown.*ti, s, b, l, h"),
+    "remat": ({"remat": "full"}, r"remat 'full' is unknown.*none, layer"),
+    "decoder": (
+        {"decoder.kind": "attention"},
+        r"decoder.kind 'attention' is unknown.*cross_attention",
+    ),
+    "decoder_heads": ({"decoder.heads": 5}, r"decoder.width 32 must be divisible.*heads 5"),
+    "fraction": ({"decoder.fraction": 0.0}, r"decoder.fraction must be above 0"),
+    "objective": ({"objective": "mea"}, r"objective 'mea' is unknown; did you mean 'mae'"),
+    "implementation": ({"loss.implementation": "cuda"}, r"loss.implementation 'cuda' is unknown"),
+    "batch": ({"batch_size": 0}, r"batch_size must be at least 1, not 0"),
+    "both_lengths": ({"epochs": 2.0}, r"exactly one of steps and epochs; got steps=20, epochs=2.0"),
+    "no_length": ({"steps": None}, r"exactly one of steps and epochs; got steps=None, epochs=None"),
+    "unroll": ({"model.unroll": 2}, r"model.unroll 2 does not divide the 1 layers"),
+    "crop": ({"data.crop_scale": (0.0, 1.0)}, r"data.crop_scale must be two areas"),
+    "pool": ({"probe.pool": 3}, r"probe.pool 3 does not divide the 4 x 4 grid"),
+    "block_axis": ({"mesh.block": 1, "mesh.data": 3}, r"mesh.data=3.* does not fit 1 device"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_values(case):
+    overrides, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        resolve(tiny_config(**overrides))
+
+
+def test_batch_and_mesh_must_fit_the_devices():
+    config = tiny_config(**{"batch_size": 6, "mesh.data": -1})
+    with pytest.raises(ValueError, match=r"batch_size 6 does not divide over 4 devices.*; 4 would"):
+        resolve(config, devices=4)
+    resolve(config, devices=2)
+    with pytest.raises(ValueError, match=r"mesh.block=4 spreads blocks over devices"):
+        resolve(tiny_config(**{"mesh.block": 4}), devices=4)
+
+
+def test_a_mistyped_key_names_the_nearest():
+    config = tiny_config()
+    with config.unlocked():
+        config.optimizer.base_lr = 1.0
+    with pytest.raises(ValueError, match=r"no field optimizer.base_lr; did you mean optimizer.b"):
+        resolve(config)
+    config = tiny_config()
+    with config.unlocked():
+        config.batchsize = 1
+    with pytest.raises(ValueError, match=r"no field batchsize; did you mean batch_size"):
+        resolve(config)
+    config = ml_collections.ConfigDict({"steps": 3})
+    with pytest.raises(ValueError, match=r"config lacks seed"):
+        resolve(config)
+
+
+def test_defaults_that_depend_on_other_fields():
+    config = config_lib.default_config()
+    config.steps = 1000
+    config.model.preset = "B"
+    config.model.depth = 8
+    resolved = resolve(config, platform="tpu")
+    assert (resolved.model.width, resolved.model.depth, resolved.model.heads) == (768, 8, 12)
+    assert resolved.dtype == "bfloat16" and resolve(config).dtype == "float32"
+    assert resolved.decoder.heads == 6
+    config_lib.fill_lengths(resolved, 1000)
+    assert resolved.optimizer.warmup_steps == 50 and resolved.checkpoint.every == 100
+    assert config.model.width is None  # the user's config is left alone
+
+
+def test_steps_from_epochs_and_data():
+    config = tiny_config(**{"steps": None, "epochs": 2.5, "batch_size": 8})
+    assert config_lib.total_steps(config, examples=80) == 25
+    with pytest.raises(ValueError, match=r"batch_size 8 is larger.*has 7 images"):
+        config_lib.total_steps(config, examples=7)
+    config = resolve(tiny_config(**{"optimizer.warmup_steps": 20}))
+    with pytest.raises(ValueError, match=r"warmup_steps 20 must be shorter than the run of 20"):
+        config_lib.fill_lengths(config, 20)
+
+
+def test_differences_name_fields_and_leave_free_ones():
+    a, b = resolve(tiny_config()), resolve(tiny_config())
+    b.model.depth, b.log.every, b.checkpoint.keep, b.data.dir = 8, 99, 7, "/elsewhere"
+    found = config_lib.differences(config_lib.to_json(a), config_lib.to_json(b))
+    assert found == ["model.depth: 4 -> 8"]
+    assert config_lib.differences(config_lib.to_json(a), config_lib.to_json(a)) == []
+
+
+def test_arguments_of_config_files():
+    parse = config_lib.parse_argument
+    assert parse("size=64,data=tfds:x", size=224, data="embedded") == {"size": 64, "data": "tfds:x"}
+    assert parse(None, size=224) == {"size": 224}
+    with pytest.raises(ValueError, match=r"'sise=1' is unknown; .*size=224"):
+        parse("sise=1", size=224)
+    with pytest.raises(ValueError, match=r"size='big' is not a number"):
+        parse("size=big", size=224)
+
+
+@pytest.mark.parametrize(
+    ("file", "argument"),
+    [
+        ("quickstart", None),
+        ("bim", None),
+        ("bim", "model=l16,strategy=end_to_end,decoder=self_attention,data=embedded,batch=64"),
+        ("bim", "model=ti4,size=32,data=embedded,blocks=6"),
+    ],
+)
+def test_config_files_resolve(file, argument):
+    from blockjax.main import load_config
+
+    config = load_config(f"configs/{file}.py" + (f":{argument}" if argument else ""))
+    resolved = resolve(config, devices=jax.device_count())
+    assert resolved.model.image_size % resolved.model.patch_size == 0
+    if argument and "l16" in argument:
+        assert (resolved.model.width, resolved.decoder.depth, resolved.decoder.fraction) == (
+            1024,
+            8,
+            1.0,
+        )
+
+
+def test_bim_refuses_unknown_models():
+    from blockjax.main import load_config
+
+    with pytest.raises(ValueError, match="model=xxl7 is unknown"):
+        load_config("configs/bim.py:model=xxl7")
+    with pytest.raises(ValueError, match="there is no such file"):
+        load_config("configs/none.py")

@@ -1,0 +1,288 @@
+"""The whole loop on a tiny run: what it writes, that it resumes exactly, and how it fails."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from blockjax import pretrain
+from blockjax.checkpoint import Checkpoints
+from blockjax.pretrain import Interrupted, Pretraining
+from blockjax.writers import read_metrics
+from tests.tiny import images, tiny_config
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory):
+    """Four classes of coloured squares, as an npz file."""
+    path = tmp_path_factory.mktemp("data") / "squares.npz"
+    labels = np.arange(96) % 4
+    pictures = images(96)
+    for picture, label in zip(pictures, labels, strict=True):
+        row, column = divmod(int(label), 2)
+        picture[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] = (250, 10, 10)
+    np.savez(
+        path,
+        train_images=pictures[:64],
+        train_labels=labels[:64],
+        test_images=pictures[64:],
+        test_labels=labels[64:],
+    )
+    return path
+
+
+def config_of(source, **overrides):
+    fields = {
+        "steps": STEPS,
+        "mesh.data": -1,
+        "data.source": f"arrays:{source}",
+        "data.shift": 2,
+        "data.flip": False,
+        "checkpoint.every": 4,
+        "log.every": 1,
+        "optimizer.warmup_steps": 2,
+    }
+    return tiny_config(**{**fields, **overrides})
+
+
+@pytest.fixture(scope="module")
+def finished(arrays, tmp_path_factory):
+    """An uninterrupted run and its summary."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return workdir, Pretraining(config_of(arrays), workdir).run()
+
+
+def comparable(workdir):
+    """The rows of metrics.jsonl without what clocks measured."""
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows
+    ]
+
+
+def final_state(config, workdir):
+    run = Pretraining(config, workdir)
+    with contextlib.closing(Checkpoints(workdir / "checkpoints", keep=9)) as checkpoints:
+        state, _ = run._restore_or_init(checkpoints)
+    assert int(state.step) == STEPS
+    return jax.device_get(state)
+
+
+def test_what_a_run_writes(finished):
+    workdir, summary = finished
+    rows = read_metrics(workdir / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for row in rows:
+        assert row["examples"] == row["step"] * 8
+        assert {"seconds", "images_per_second", "learning_rate"} <= row.keys()
+        assert all(np.isfinite(row[f"block_{k}/loss"]) for k in (1, 2, 3, 4))
+    assert rows[0]["learning_rate"] == 0.0 and rows[2]["learning_rate"] > rows[-1]["learning_rate"]
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    assert summary["strategy"] == "blockwise" and summary["steps"] == STEPS
+    names = ["pixels", "untrained", "block_1", "block_2", "block_3", "block_4"]
+    assert [row["features"] for row in summary["probes"]] == names
+    assert all(0 <= row["knn"] <= 1 and 0 <= row["linear"] <= 1 for row in summary["probes"])
+    assert (
+        summary["probes"][0]["linear"] > 0.9
+    )  # red squares are easy in pixels: labels and images match
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["model"]["width"] == 32 and saved["dtype"] == "float32"
+    for name in ("reconstruction", "losses"):
+        with Image.open(workdir / "figures" / f"{name}.png") as picture:
+            assert (
+                picture.width > 300
+                and len(set(picture.convert("L").resize((64, 64)).tobytes())) > 10
+            )
+
+
+def test_a_finished_run_does_not_train_again(finished, arrays):
+    workdir, summary = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    again = Pretraining(config_of(arrays), workdir).run()
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    assert again == summary
+
+
+def test_sigterm_saves_and_the_same_command_goes_on_exactly(
+    finished, arrays, tmp_path, monkeypatch
+):
+    steps_seen = []
+    original = pretrain._Log.step
+
+    def stop_at_step_6(self, step, metrics):
+        original(self, step, metrics)
+        steps_seen.append(step)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    workdir = tmp_path / "stopped"
+    monkeypatch.setattr(pretrain._Log, "step", stop_at_step_6)
+    with pytest.raises(
+        Interrupted, match=r"SIGTERM: stopped after step \d+ of 12, with a checkpoint in"
+    ):
+        Pretraining(config_of(arrays), workdir).run()
+    monkeypatch.setattr(pretrain._Log, "step", original)
+    assert max(steps_seen) < STEPS
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    # A line that a killed process had only half written:
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "exam')
+    summary = Pretraining(config_of(arrays), workdir).run()
+    whole, expected = finished
+    assert comparable(workdir) == comparable(whole)
+    assert summary["probes"] == expected["probes"]
+    chex.assert_trees_all_equal(
+        final_state(config_of(arrays), workdir), final_state(config_of(arrays), whole)
+    )
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(
+    finished, arrays, tmp_path, monkeypatch
+):
+    workdir = tmp_path / "damaged"
+    monkeypatch.setattr(Pretraining, "_report", lambda self, state: {})
+    Pretraining(config_of(arrays), workdir).run()
+    newest = workdir / "checkpoints" / f"{STEPS:08}"
+    files = [path for path in newest.rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    Pretraining(config_of(arrays), workdir).run()
+    assert comparable(workdir) == comparable(finished[0])
+    chex.assert_trees_all_equal(
+        final_state(config_of(arrays), workdir), final_state(config_of(arrays), finished[0])
+    )
+
+
+def test_nan_stops_with_step_and_block(arrays, tmp_path):
+    config = config_of(
+        arrays, **{"optimizer.base_learning_rate": 1e30, "optimizer.warmup_steps": 0}
+    )
+    with pytest.raises(FloatingPointError, match=r"step \d+: (loss|gradient norm) of .*block \d"):
+        Pretraining(config, tmp_path / "nan").run()
+    rows = read_metrics(tmp_path / "nan" / "metrics.jsonl")
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+
+
+def test_a_workdir_belongs_to_one_config(finished, arrays):
+    workdir, _ = finished
+    with pytest.raises(ValueError, match=r"another config:\n  mask.ratio: 0.625 -> 0.5\n"):
+        Pretraining(config_of(arrays, **{"mask.ratio": 0.5}), workdir)
+    Pretraining(config_of(arrays, **{"log.every": 3}), workdir)  # this may change
+
+
+def test_a_workdir_that_cannot_be_written(arrays, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"--workdir .*file.* cannot be written"):
+        Pretraining(config_of(arrays), tmp_path / "file" / "run")
+
+
+def test_the_batch_must_fit_the_data(arrays, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"batch_size 128 is larger than the training set.*64 images"
+    ):
+        Pretraining(config_of(arrays, batch_size=128), tmp_path)
+    with pytest.raises(ValueError, match="nowhere"):
+        Pretraining(config_of("nowhere.npz"), tmp_path)
+
+
+def test_images_without_labels_pretrain(tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, picture in enumerate(images(40)):
+        Image.fromarray(picture).save(folder / f"{i:02}.png")
+    config = config_of("", **{"data.source": f"folder:{folder}", "steps": 2, "epochs": None})
+    summary = Pretraining(config, tmp_path / "run").run()
+    assert summary["probes"] == []
+    assert "has no labels; pretraining does not need them" in capsys.readouterr().out
+    assert (tmp_path / "run" / "figures" / "reconstruction.png").exists()
+
+
+def command(workdir, arrays, *flags):
+    fields = {
+        "mesh.data": -1,
+        "steps": 40,
+        "batch_size": 8,
+        "model.width": 32,
+        "model.heads": 2,
+        "model.patch_size": 8,
+        "decoder.width": 32,
+        "data.source": f"arrays:{arrays}",
+        "checkpoint.every": 5,
+        "log.every": 1,
+    }
+    return [
+        *(sys.executable, "-m", "blockjax.main", "--config", "configs/quickstart.py"),
+        *("--workdir", str(workdir)),
+        *(f"--config.{field}={value}" for field, value in fields.items()),
+        *flags,
+    ]
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle(arrays, tmp_path):
+    root = Path(__file__).parent.parent
+
+    def finish(workdir):
+        done = subprocess.run(command(workdir, arrays), cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    finish(tmp_path / "whole")
+    process = subprocess.Popen(
+        command(tmp_path / "killed", arrays), cwd=root, stdout=subprocess.DEVNULL
+    )
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.time() + 300
+    while not metrics.exists() or len(read_metrics(metrics)) < 8:
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    reached = read_metrics(metrics)[-1]["step"]
+    assert 8 <= reached < 40
+    output = finish(tmp_path / "killed")
+    assert "resume      at step" in output
+    assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
+    assert len(comparable(tmp_path / "whole")) == 40
+    newest = [
+        {
+            path.name: path.read_bytes()
+            for path in (tmp_path / name / "checkpoints" / "00000040").rglob("*")
+            if path.is_file()
+        }
+        for name in ("killed", "whole")
+    ]
+    assert newest[0].keys() and len(newest[0]) == len(newest[1])
+    summaries = [
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("killed", "whole")
+    ]
+    assert summaries[0]["probes"] == summaries[1]["probes"]
+
+
+@pytest.mark.slow
+def test_command_line_errors_are_sentences(arrays, tmp_path):
+    root = Path(__file__).parent.parent
+
+    def fails(*flags):
+        done = subprocess.run(
+            command(tmp_path / "run", arrays, *flags), cwd=root, capture_output=True, text=True
+        )
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr, done.stderr[-1500:]
+        return done.stdout + done.stderr
+
+    assert "blocks 3 does not divide the depth of 4 layers" in fails("--config.blocks=3")
+    assert "did you mean 'blockwise'" in fails("--config.strategy=blockwyse")
+    assert "batch_size" in fails("--config.batch_sise=3")

@@ -1,0 +1,51 @@
+"""A config small enough to compile in seconds, made from the real one."""
+
+import jax
+import numpy as np
+
+from blockjax import config as config_lib
+from blockjax.learner import make_learner
+
+STEPS = 20
+
+
+def tiny_config(**overrides):
+    """Returns default_config() with a tiny model, and any field set: tiny_config(**{"model.depth": 8})."""
+    config = config_lib.default_config()
+    config.steps = STEPS
+    config.batch_size = 8
+    config.mesh.data = 1
+    config.model.width, config.model.depth, config.model.heads = 32, 4, 2
+    config.model.patch_size = 8
+    config.mask.ratio = 0.625
+    config.decoder.width = 32
+    config.decoder.fraction = 0.5
+    config.optimizer.base_learning_rate = 0.03
+    config.optimizer.warmup_steps = 0  # the first step must move parameters
+    for field, value in overrides.items():
+        group, _, name = field.rpartition(".")
+        (config[group] if group else config)[name] = value
+    return config
+
+
+def tiny_learner(**overrides):
+    """Returns a learner of the tiny config."""
+    config = config_lib.resolve(tiny_config(**overrides), devices=1, platform="cpu")
+    config_lib.fill_lengths(config, STEPS)
+    return make_learner(config, STEPS)
+
+
+def images(count=8, side=32, seed=0):
+    """Returns random uint8 images that are smooth enough to have something to predict."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, 4, 4, 3))
+    return coarse.repeat(side // 4, axis=1).repeat(side // 4, axis=2).astype(np.uint8)
+
+
+def run_steps(learner, steps, seed=0):
+    """Trains for some steps on different batches; returns the state and all metrics of the last step."""
+    state = jax.jit(learner.init)(jax.random.key(seed))
+    step = jax.jit(learner.train_step)
+    for i in range(steps):
+        state, metrics = step(state, {"image": images(seed=i)}, jax.random.key(1))
+    return state, metrics
