@@ -87,25 +87,24 @@ def block_features(
     Returns:
       K arrays [B, pool² · D], float32, on the host.
     """
-    rows, columns = learner.vit.grid
-
-    @jax.jit
-    def features(params, images):
-        patches = patchify(images, learner.vit.patch_size)
-        positions = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
-        inputs = {"patches": standardize(patches), "positions": positions}
-        return [
-            _pooled(tokens_BTD[:, 1:].astype(jnp.float32), rows, columns, pool)
-            for tokens_BTD in learner.streams(params, inputs)
-        ]
-
     padding = -len(images_BHWC) % _BATCH
     padded = np.concatenate([images_BHWC, images_BHWC[:1].repeat(padding, axis=0)])
     batches = [
-        jax.device_get(features(state, padded[i : i + _BATCH]))
+        jax.device_get(_features(learner, pool, state, padded[i : i + _BATCH]))
         for i in range(0, len(padded), _BATCH)
     ]
     return [np.concatenate(blocks)[: len(images_BHWC)] for blocks in zip(*batches, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _features(learner, pool, state, images_BHWC):
+    patches = patchify(images_BHWC, learner.vit.patch_size)
+    positions = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
+    inputs = {"patches": standardize(patches), "positions": positions}
+    return [
+        _pooled(tokens_BTD[:, 1:].astype(jnp.float32), *learner.vit.grid, pool)
+        for tokens_BTD in learner.streams(state, inputs)
+    ]
 
 
 def _pooled(tokens_BND, rows, columns, pool):
@@ -133,19 +132,18 @@ def knn_accuracy(
     classes: int,
 ) -> float:
     """Accuracy of weighted k-nearest neighbours: cosine similarity, votes exp(similarity / 0.07) of the 20 nearest."""
-    k = min(NEIGHBOURS, len(train_labels))
-    train = jnp.asarray(_unit(train_features))
-    votes_of = jax.nn.one_hot(train_labels, classes)
-
-    @jax.jit
-    def predict(test):
-        similarity, nearest = jax.lax.top_k(test @ train.T, k)
-        weights = jnp.exp((similarity - similarity[:, :1]) / TEMPERATURE)
-        return jnp.argmax(jnp.einsum("bk,bkc->bc", weights, votes_of[nearest]), axis=-1)
-
-    test = _unit(test_features)
-    predicted = [np.asarray(predict(test[i : i + 1000])) for i in range(0, len(test), 1000)]
+    train, test = jnp.asarray(_unit(train_features)), _unit(test_features)
+    votes = jax.nn.one_hot(train_labels, classes)
+    predicted = [_vote(train, votes, test[i : i + 1000]) for i in range(0, len(test), 1000)]
     return float(np.mean(np.concatenate(predicted) == test_labels))
+
+
+@jax.jit
+def _vote(train_features, votes, queries):
+    k = min(NEIGHBOURS, len(train_features))
+    similarity, nearest = jax.lax.top_k(queries @ train_features.T, k)
+    weights = jnp.exp((similarity - similarity[:, :1]) / TEMPERATURE)
+    return jnp.argmax(jnp.einsum("bk,bkc->bc", weights, votes[nearest]), axis=-1)
 
 
 def linear_accuracy(

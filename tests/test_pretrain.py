@@ -202,7 +202,7 @@ def test_images_without_labels_pretrain(tmp_path, capsys):
     folder.mkdir()
     for i, picture in enumerate(images(40)):
         Image.fromarray(picture).save(folder / f"{i:02}.png")
-    config = config_of("", **{"data.source": f"folder:{folder}", "steps": 2, "epochs": None})
+    config = config_of("", **{"data.source": f"folder:{folder}", "steps": 4})
     summary = Pretraining(config, tmp_path / "run").run()
     assert summary["probes"] == []
     assert "has no labels; pretraining does not need them" in capsys.readouterr().out

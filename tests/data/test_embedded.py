@@ -84,7 +84,8 @@ def test_build_that_lost_the_race_takes_what_the_winner_made(
         shutil.copytree(prepared_dir, tmp_path, dirs_exist_ok=True)
 
     monkeypatch.setattr(builders.Embedded, "download_and_prepare", copy_while_another_wins)
-    assert len(open_source("embedded", "test", str(tmp_path))) == 1000
+    builder = builders.embedded_builder(tmp_path)
+    assert Path(builder.data_dir) == tmp_path / "blockjax_embedded" / "1.0.0"
     assert os.listdir(tmp_path) == ["blockjax_embedded"]
 
 
@@ -115,21 +116,23 @@ def test_prepare_asks_for_tensorflow(tmp_path, capsys, monkeypatch):
     assert "pip install tensorflow-cpu" in capsys.readouterr().err
 
 
-def _open_at_once(directory, barrier, counts):
+def _build_at_once(directory, barrier, results):
     barrier.wait()
-    counts.put(len(open_source("embedded", "train", directory)))
+    results.put(str(builders.embedded_builder(directory).data_dir))
 
 
 @pytest.mark.slow
 def test_processes_that_build_at_once(tmp_path):
     context = multiprocessing.get_context("spawn")
-    barrier, counts = context.Barrier(2), context.Queue()
-    arguments = (str(tmp_path), barrier, counts)
-    processes = [context.Process(target=_open_at_once, args=arguments) for _ in range(2)]
+    barrier, results = context.Barrier(2), context.Queue()
+    arguments = (str(tmp_path), barrier, results)
+    processes = [context.Process(target=_build_at_once, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    assert [counts.get(timeout=10) for _ in range(2)] == [4000, 4000]
+    target = str(tmp_path / "blockjax_embedded" / "1.0.0")
+    assert [results.get(timeout=10) for _ in range(2)] == [target, target]
+    assert len(open_source("embedded", "train", str(tmp_path))) == 4000
     assert os.listdir(tmp_path) == ["blockjax_embedded"]

@@ -58,5 +58,5 @@ def test_the_order_of_visible_tokens_does_not_matter(setup):
 def test_the_tokens_matter(setup):
     _, module, params, tokens, visible, masked = setup
     out = module.apply(params, tokens, visible, masked)
-    other = module.apply(params, tokens.at[:, 2].add(1.0), visible, masked)
+    other = module.apply(params, tokens.at[:, 2, ::2].add(1.0), visible, masked)
     assert np.all(np.abs(other - out).max(axis=(1, 2)) > 1e-4)
