@@ -278,6 +278,7 @@ def _check_numbers(config):
     if config.epochs is not None and config.epochs <= 0:
         raise ValueError(f"epochs must be above 0, not {config.epochs:g}")
     at_least_zero = {
+        "seed": config.seed,
         "data.workers": config.data.workers,
         "data.shift": config.data.shift,
         "optimizer.clip": config.optimizer.clip,

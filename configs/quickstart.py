@@ -11,7 +11,7 @@ from blockjax.config import default_config
 def get_config():
     """Returns the quickstart's config."""
     config = default_config()
-    config.steps = 1800
+    config.steps = 1200
     config.batch_size = 128
 
     config.model.width = 96
@@ -31,4 +31,5 @@ def get_config():
 
     config.optimizer.base_learning_rate = 6e-3  # 3e-3 at this batch
     config.log.every = 10
+    config.probe.pool = 4  # where a stroke lies matters more than in photos
     return config

@@ -30,7 +30,10 @@ _XAVIER = nn.initializers.xavier_uniform()
 
 
 class Attention(nn.Module):
-    """Multi-head attention from query tokens to context tokens; softmax in float32."""
+    """Multi-head attention from query tokens to context tokens; softmax in float32.
+
+    Kernels are [D, D] matrices: arrays with a small head axis would be padded, and copied into another layout, on TPU.
+    """
 
     heads: int
     dtype: Any
@@ -40,19 +43,16 @@ class Attention(nn.Module):
         width = queries_BQD.shape[-1]
 
         def project(name, tokens):
-            features = (self.heads, width // self.heads)
-            return nn.DenseGeneral(features, dtype=self.dtype, kernel_init=_QKV_INIT, name=name)(
-                tokens
-            )
+            out = nn.Dense(width, dtype=self.dtype, kernel_init=_QKV_INIT, name=name)(tokens)
+            return out.reshape(*out.shape[:2], self.heads, width // self.heads)
 
         mixed_BQHd = jax.nn.dot_product_attention(
             project("query", queries_BQD),
             project("key", context_BTD),
             project("value", context_BTD),
         )
-        return nn.DenseGeneral(
-            width, axis=(-2, -1), dtype=self.dtype, kernel_init=_XAVIER, name="out"
-        )(mixed_BQHd)
+        mixed_BQD = mixed_BQHd.reshape(*mixed_BQHd.shape[:2], width)
+        return nn.Dense(width, dtype=self.dtype, kernel_init=_XAVIER, name="out")(mixed_BQD)
 
 
 class Mlp(nn.Module):

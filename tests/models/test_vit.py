@@ -51,13 +51,16 @@ def test_attention_against_numpy():
     params = module.init(jax.random.key(0), queries, context)["params"]
     params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), params)
     p = jax.tree.map(np.asarray, params)
-    q, k, v = (
-        np.einsum("btd,dhe->bhte", tokens, p[name]["kernel"]) + p[name]["bias"][None, :, None]
-        for name, tokens in (("query", queries), ("key", context), ("value", context))
-    )
+
+    def split(name, tokens):
+        out = tokens @ p[name]["kernel"] + p[name]["bias"]
+        return out.reshape(2, -1, 2, 4).transpose(0, 2, 1, 3)
+
+    q, k, v = split("query", queries), split("key", context), split("value", context)
     logits = q @ k.transpose(0, 1, 3, 2) / np.sqrt(4)
     weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    expected = np.einsum("bhte,hed->btd", weights @ v, p["out"]["kernel"]) + p["out"]["bias"]
+    mixed = (weights @ v).transpose(0, 2, 1, 3).reshape(2, 3, 8)
+    expected = mixed @ p["out"]["kernel"] + p["out"]["bias"]
     np.testing.assert_allclose(
         module.apply({"params": params}, queries, context), expected, atol=1e-5
     )
