@@ -16,9 +16,8 @@ from blockjax.objectives import OBJECTIVES
 from blockjax.objectives.masking import visible_counts
 from blockjax.optimizer import learning_rate_schedule, make_optimizer
 from blockjax.sharding import batch_sharding, state_shardings
-from blockjax.state import TrainState
+from blockjax.state import TrainState, init_state
 from blockjax.strategies import Block, blockwise, end_to_end
-from blockjax.strategies.block import init_block_state
 
 PyTree = Any
 
@@ -53,12 +52,7 @@ class Learner:
             jnp.arange(self.rows)
         )
         heads = jax.vmap(self.objective.init_head)(head_keys)
-        new = functools.partial(init_block_state, self.optimizer)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            stem=new(stem),
-            blocks=jax.vmap(new)({"layers": layers, "head": heads}),
-        )
+        return init_state(self.optimizer, {"layers": layers, "head": heads}, stem)
 
     def abstract_state(self) -> TrainState:
         """Returns the state's shapes and dtypes without making it."""

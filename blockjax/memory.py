@@ -3,17 +3,18 @@
 import argparse
 import dataclasses
 import importlib.util
+import itertools
 import os
+import sys
 import time
 
 import jax
 import ml_collections
 from jax.experimental import topologies
-from rich.console import Console
-from rich.table import Table
 
 from blockjax import config as config_lib
 from blockjax.learner import make_learner
+from blockjax.progress import render_table
 from blockjax.sharding import make_mesh, mesh_shape
 
 MIB = 2**20
@@ -117,44 +118,43 @@ def main() -> None:
         jax.config.update("jax_platforms", "cpu")
     from blockjax.main import load_config
 
-    base = load_config(arguments.config)
+    try:
+        base = load_config(arguments.config)
+        rows = _rows(base, arguments)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    render_table(
+        f"MiB per device, {arguments.config}, batch {base.batch_size}, {arguments.target}",
+        ["strategy", "layers", "blocks", "arguments", "scratch (temp)", "total", "compile s"],
+        rows,
+    )
+
+
+def _rows(base, arguments):
     depth, blocks = _depth(base), base.blocks
     depths = [int(d) for d in arguments.depths.split(",") if d] or [depth]
-    table = Table(
-        title=f"MiB per device, {arguments.config}, batch {base.batch_size}, {arguments.target}"
-    )
-    for column in (
-        "strategy",
-        "layers",
-        "blocks",
-        "arguments",
-        "scratch (temp)",
-        "total",
-        "compile s",
-    ):
-        table.add_column(column, justify="left" if column == "strategy" else "right")
-    for strategy in arguments.strategies.split(","):
-        for layers in depths:
-            config = base.copy_and_resolve_references()
-            name, *options = strategy.split("+")
-            config.strategy = name
-            config.remat = "layer" if "remat" in options else "none"
-            config.model.depth = layers
-            config.blocks = max(1, layers * blocks // depth)
-            if "unroll" in options:
-                config.model.unroll = layers if name == "end_to_end" else layers // config.blocks
-            start = time.perf_counter()
-            memory = profile(config, arguments.target)
-            seconds = time.perf_counter() - start
-            figures = (memory.argument, memory.temp, memory.total)
-            table.add_row(
-                strategy,
-                str(layers),
-                str(config.blocks),
-                *(f"{figure / MIB:.1f}" for figure in figures),
-                f"{seconds:.0f}",
-            )
-    Console(width=120).print(table)
+    strategies = arguments.strategies.split(",")
+    rows = []
+    for strategy, layers in itertools.product(strategies, depths):
+        config = base.copy_and_resolve_references()
+        config.strategy, *options = strategy.split("+")
+        config.remat = "layer" if "remat" in options else "none"
+        config.model.depth = layers
+        config.blocks = max(1, layers * blocks // depth)
+        if "unroll" in options:
+            whole = config.strategy == "end_to_end"
+            config.model.unroll = layers if whole else layers // config.blocks
+        start = time.perf_counter()
+        memory = profile(config, arguments.target)
+        figures = [f / MIB for f in (memory.argument, memory.temp, memory.total)]
+        rows.append([strategy, layers, config.blocks, *figures, round(time.perf_counter() - start)])
+        # Compiling takes a while: show each figure when it is there.
+        print(
+            f"{len(rows)}/{len(strategies) * len(depths)}  {strategy}, {layers} layers in "
+            f"{config.blocks} blocks: scratch {figures[1]:.1f} MiB, total {figures[2]:.1f} MiB",
+            flush=True,
+        )
+    return rows
 
 
 def _depth(config):

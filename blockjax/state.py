@@ -1,11 +1,21 @@
-"""What training carries from step to step: the stem's state and the blocks' states, stacked."""
+"""What training carries from step to step: parameters and optimizer state of the stem and of every block."""
 
 from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
+import optax
 
 PyTree = Any
+
+
+@flax.struct.dataclass
+class BlockState:
+    """All that a block (or the stem) owns: its parameters and its optimizer's state."""
+
+    params: PyTree
+    opt_state: PyTree
 
 
 @flax.struct.dataclass
@@ -19,5 +29,27 @@ class TrainState:
     """
 
     step: jax.Array
-    stem: PyTree
-    blocks: PyTree
+    stem: BlockState | None
+    blocks: BlockState
+
+
+def init_block_state(optimizer: optax.GradientTransformation, params: PyTree) -> BlockState:
+    """Returns the state of one block before its first update."""
+    return BlockState(params=params, opt_state=optimizer.init(params))
+
+
+def init_state(
+    optimizer: optax.GradientTransformation, blocks: PyTree, stem: PyTree | None = None
+) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+      optimizer: that of the blocks; each block, and the stem, gets a state of its own.
+      blocks: parameters of all blocks, every leaf with a leading axis of size K.
+      stem: the stem's parameters, if there is one.
+    """
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        stem=None if stem is None else init_block_state(optimizer, stem),
+        blocks=jax.vmap(lambda params: init_block_state(optimizer, params))(blocks),
+    )

@@ -1,7 +1,18 @@
 """How the blocks are driven: train steps with one signature, `(state, batch, rng) -> (state, metrics)`."""
 
-from blockjax.strategies.block import Block, BlockState, block_update, with_stem
+from blockjax.state import BlockState, TrainState, init_block_state, init_state
+from blockjax.strategies.block import Block, block_update, with_stem
 from blockjax.strategies.blockwise import blockwise
 from blockjax.strategies.end_to_end import end_to_end
 
-__all__ = ["Block", "BlockState", "block_update", "blockwise", "end_to_end", "with_stem"]
+__all__ = [
+    "Block",
+    "BlockState",
+    "TrainState",
+    "block_update",
+    "blockwise",
+    "end_to_end",
+    "init_block_state",
+    "init_state",
+    "with_stem",
+]

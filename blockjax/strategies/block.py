@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import flax.struct
 import jax
 import optax
+
+from blockjax.state import BlockState
 
 PyTree = Any
 
@@ -30,19 +31,6 @@ class Block:
     optimizer: optax.GradientTransformation
     clip: float | None = None
     enter: Callable[[PyTree], PyTree] | None = None
-
-
-@flax.struct.dataclass
-class BlockState:
-    """All that a block owns: its parameters (layers and head) and its optimizer's state."""
-
-    params: PyTree
-    opt_state: PyTree
-
-
-def init_block_state(optimizer: optax.GradientTransformation, params: PyTree) -> BlockState:
-    """Returns the state of one block before its first update."""
-    return BlockState(params=params, opt_state=optimizer.init(params))
 
 
 def block_update(

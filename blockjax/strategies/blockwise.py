@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from blockjax.state import TrainState
-from blockjax.strategies.block import Block, BlockState, PyTree, block_update, with_stem
+from blockjax.state import BlockState, TrainState
+from blockjax.strategies.block import Block, PyTree, block_update, with_stem
 
 
 def blockwise(

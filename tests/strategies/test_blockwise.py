@@ -7,9 +7,14 @@ import numpy as np
 import optax
 import pytest
 
-from blockjax.state import TrainState
-from blockjax.strategies import Block, block_update, blockwise, end_to_end
-from blockjax.strategies.block import init_block_state
+from blockjax.strategies import (
+    Block,
+    block_update,
+    blockwise,
+    end_to_end,
+    init_block_state,
+    init_state,
+)
 from tests.tiny import STEPS, images, run_steps, tiny_learner
 
 
@@ -207,46 +212,6 @@ def test_clip_bounds_each_blocks_update():
     assert clipped == pytest.approx(0.5, rel=1e-5) and norm_before == pytest.approx(norm)
 
 
-def test_a_block_of_ones_own():
-    """An MLP-Mixer-like block through block_update and blockwise: as in the README."""
-
-    def forward(params, x, rng):
-        return x + jax.nn.gelu(x @ params["up"]) @ params["down"]
-
-    def loss(params, x, target, rng):
-        return jnp.mean((x @ params["readout"] - target) ** 2), {}
-
-    def init(key):
-        up, down, readout = jax.random.split(key, 3)
-        normal = jax.nn.initializers.lecun_normal()
-        return {
-            "up": normal(up, (16, 64)),
-            "down": normal(down, (64, 16)),
-            "readout": normal(readout, (16, 4)),
-        }
-
-    block = Block(forward, loss, optax.adam(1e-2))
-    params = jax.vmap(init)(jax.random.split(jax.random.key(0), 3))
-    states = jax.vmap(lambda p: init_block_state(block.optimizer, p))(params)
-    state = TrainState(step=jnp.zeros((), jnp.int32), stem=None, blocks=states)
-    step = jax.jit(blockwise([block] * 3), donate_argnums=0)
-
-    x = jax.random.normal(jax.random.key(1), (256, 16))
-    batch = (x, jnp.sin(x @ jax.random.normal(jax.random.key(2), (16, 4))))
-    first = None
-    for _ in range(200):
-        state, metrics = step(state, batch, jax.random.key(3))
-        first = metrics["loss"] if first is None else first
-    assert metrics["loss"].shape == (3,)
-    assert np.all(metrics["loss"] < 0.3 * first)
-    assert metrics["loss"][2] < metrics["loss"][0]  # a later block builds on the earlier ones
-
-    new, out, _ = block_update(
-        block, jax.tree.map(lambda leaf: leaf[0], state.blocks), *batch, jax.random.key(4)
-    )
-    assert out.shape == x.shape and new.params["up"].shape == (16, 64)
-
-
 def test_every_block_has_its_own_randomness():
     """A dropout-like forward must not use one key for all blocks or all steps."""
 
@@ -257,8 +222,7 @@ def test_every_block_has_its_own_randomness():
         return jnp.sum(params["w"]), {"seen": x[0]}
 
     block = Block(forward, loss, optax.sgd(0.0))
-    states = jax.vmap(lambda w: init_block_state(block.optimizer, {"w": w}))(jnp.zeros((3, 1)))
-    state = TrainState(step=jnp.zeros((), jnp.int32), stem=None, blocks=states)
+    state = init_state(block.optimizer, {"w": jnp.zeros((3, 1))})
     step = jax.jit(blockwise([block] * 3))
     seen = []
     for _ in range(2):
@@ -273,8 +237,7 @@ def test_end_to_end_takes_the_same_parts_as_blockwise():
         lambda p, x, t, rng: (jnp.mean((x - t) ** 2), {}),
         optax.sgd(0.1),
     )
-    states = jax.vmap(lambda w: init_block_state(block.optimizer, {"w": w}))(jnp.ones((1, 4)))
-    state = TrainState(step=jnp.zeros((), jnp.int32), stem=None, blocks=states)
+    state = init_state(block.optimizer, {"w": jnp.ones((1, 4))})
     state, metrics = end_to_end(block)(state, (jnp.ones(4), jnp.zeros(4)), jax.random.key(0))
     np.testing.assert_allclose(state.blocks.params["w"], 1 - 0.1 * 2 / 4)
     assert int(state.step) == 1 and metrics["loss"].shape == (1,)
