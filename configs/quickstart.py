@@ -11,7 +11,7 @@ from blockjax.config import default_config
 def get_config():
     """Returns the quickstart's config."""
     config = default_config()
-    config.steps = 1200
+    config.steps = 1000
     config.batch_size = 128
 
     config.model.width = 96
