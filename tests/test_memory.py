@@ -3,50 +3,82 @@
 import importlib.util
 
 import jax
+import jax.numpy as jnp
+import optax
 import pytest
 
-from blockjax.memory import profile, tpu_devices
+from blockjax.memory import profile, profile_compiled, tpu_devices
+from blockjax.models.vit import ViT
+from blockjax.sharding import make_mesh
+from blockjax.strategies import Block, blockwise, end_to_end, init_state
 from tests.tiny import tiny_config
 
-
-def temp(target, strategy, depth, remat="none", **overrides):
-    """Scratch bytes of a small step with three layers per block."""
-    fields = {
-        "strategy": strategy,
-        "remat": remat,
-        "model.depth": depth,
-        "blocks": depth // 3,
-        "batch_size": 64,
-        "model.patch_size": 4,
-        "mask.ratio": 0.75,
-        "decoder.fraction": 1 / 3,
-    }
-    return profile(tiny_config(**{**fields, **overrides}), target).temp
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)"
+)
 
 
 def test_on_cpu_blockwise_is_far_below_end_to_end(monkeypatch):
-    """A weaker form: the CPU compiler keeps some bytes for every layer."""
+    """A weaker form, of the whole step: the CPU compiler keeps some bytes for every layer."""
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: devices)
-    blockwise = temp("local", "blockwise", 24)
-    assert blockwise < temp("local", "end_to_end", 24) / 3
-    assert temp("local", "blockwise", 24, "layer") < blockwise
+
+    def temp(strategy, remat="none"):
+        fields = {
+            "strategy": strategy,
+            "remat": remat,
+            "model.depth": 24,
+            "blocks": 8,
+            "batch_size": 64,
+            "model.patch_size": 4,
+            "mask.ratio": 0.75,
+            "decoder.fraction": 1 / 3,
+        }
+        return profile(tiny_config(**fields)).temp
+
+    at_once = temp("blockwise")
+    assert at_once < temp("end_to_end") / 3
+    assert temp("blockwise", "layer") < at_once
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)"
-)
+def tpu_temp(strategy, layers, remat="none"):
+    """Scratch bytes for a TPU v5e: transformer layers of width 256 on 64 x 64 tokens, a linear head, a layer a block."""
+    vit = ViT(32, 4, width=256, depth=layers, heads=4, dtype=jnp.bfloat16, remat=remat)
+
+    def loss(params, tokens, targets, rng):
+        pixels = tokens @ params["head"].astype(tokens.dtype)
+        return jnp.mean(jnp.square(pixels.astype(jnp.float32) - targets)), {}
+
+    block = Block(lambda p, tokens, rng: vit.layers(p["layers"], tokens), loss, optax.sgd(1e-2))
+    rows = 1 if strategy == "end_to_end" else layers
+
+    def init(key):
+        params = {"layers": vit.init_layers(key, rows), "head": jnp.zeros((rows, 256, 48))}
+        return init_state(block.optimizer, params)
+
+    mesh = make_mesh((1, 1, 1), tpu_devices("v5e:2x2")[:1])
+    on_chip = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    step = end_to_end(block) if rows == 1 else blockwise([block] * rows)
+    step = jax.jit(step, donate_argnums=0, in_shardings=on_chip, out_shardings=on_chip)
+    batch = (
+        jax.ShapeDtypeStruct((64, 64, 256), jnp.bfloat16),
+        jax.ShapeDtypeStruct((64, 64, 48), jnp.float32),
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    lowered = step.lower(jax.eval_shape(init, key), batch, key)
+    return profile_compiled(lowered.compile()).temp
+
+
+@needs_libtpu
+@pytest.mark.slow
 def test_compiled_for_tpu_blockwise_does_not_grow_with_depth():
-    target = "v5e:2x2"
-    at_12, at_24, at_48 = (temp(target, "blockwise", depth) for depth in (12, 24, 48))
+    at_12, at_24, at_48 = (tpu_temp("blockwise", layers) for layers in (12, 24, 48))
     assert max(at_12, at_24, at_48) < 1.02 * min(at_12, at_24, at_48)
-    assert temp(target, "end_to_end", 24) > 5 * at_24
-    assert temp(target, "end_to_end", 24, "layer") > at_24
+    assert tpu_temp("end_to_end", 24) > 5 * at_24
+    assert tpu_temp("end_to_end", 24, "layer") > at_24
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)"
-)
+@needs_libtpu
 def test_unknown_topology():
     with pytest.raises(ValueError, match="does not know the topology 'v99:2x2'"):
         tpu_devices("v99:2x2")

@@ -15,12 +15,10 @@ def test_a_block_of_ones_own():
     names = {}
     exec(code, names)
     last = names["metrics"]["loss"]
-    step, state = (
-        names["train_step"],
-        names["init_state"](names["block"].optimizer, names["params"]),
-    )
-    x = names["x"]
-    _, first = step(state, (x, np.sin(x[:, :4])), names["jax"].random.key(2))
+    jax, x = names["jax"], names["x"]
+    params = jax.vmap(names["init"])(jax.random.split(jax.random.key(0), 3))
+    start = names["init_state"](names["block"].optimizer, params)
+    _, first = names["train_step"](start, (x, np.sin(x[:, :4])), jax.random.key(2))
     assert last.shape == (3,)
     assert np.all(last < 0.3 * first["loss"])
     assert last[2] < last[0]  # a later block builds on the earlier ones
