@@ -65,6 +65,17 @@ def _main(argv):
         sys.exit(f"error: {error}")
 
 
+def _parse_flags(argv):
+    """Parses flags; what the config file or a mistyped field raises becomes one sentence."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        while error.args and isinstance(error.args[0], Exception):
+            error = error.args[0]
+        text = error if isinstance(error, OSError) else (error.args or [error])[0]
+        sys.exit("error: " + " ".join(str(text).split()))
+
+
 def _use_compilation_cache():
     """Keeps compiled programs between runs; $JAX_COMPILATION_CACHE_DIR chooses where."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -74,7 +85,7 @@ def _use_compilation_cache():
 
 def main() -> None:
     """Runs the command line."""
-    app.run(_main)
+    app.run(_main, flags_parser=_parse_flags)
 
 
 if __name__ == "__main__":

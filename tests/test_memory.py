@@ -42,7 +42,7 @@ def test_on_cpu_blockwise_is_far_below_end_to_end(monkeypatch):
 
 
 def tpu_temp(strategy, layers, remat="none"):
-    """Scratch bytes for a TPU v5e: transformer layers of width 256 on 64 x 64 tokens, a linear head, a layer a block."""
+    """Scratch bytes on a TPU v5e: transformer layers of width 256, a linear head, one layer a block."""
     vit = ViT(32, 4, width=256, depth=layers, heads=4, dtype=jnp.bfloat16, remat=remat)
 
     def loss(params, tokens, targets, rng):
