@@ -68,12 +68,16 @@ def _main(argv):
 def _parse_flags(argv):
     """Parses flags; what the config file or a mistyped field raises becomes one sentence."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        # ml_collections puts the traceback of a config file into its message; the last line says what is wrong.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = lines[-1] if len(lines) > 1 else str(error)
+        sys.exit("error: " + text.removeprefix("ValueError: "))
+    except (AttributeError, KeyError) as error:
         while error.args and isinstance(error.args[0], Exception):
             error = error.args[0]
-        text = error if isinstance(error, OSError) else (error.args or [error])[0]
-        sys.exit("error: " + " ".join(str(text).split()))
+        sys.exit("error: " + " ".join(str((error.args or [error])[0]).split()))
 
 
 def _use_compilation_cache():
