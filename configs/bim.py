@@ -3,6 +3,8 @@
     python -m blockjax.main \
         --config configs/bim.py:model=b16,size=224,strategy=blockwise,blocks=4,data=tfds:imagenet2012
 
+Needs a pod or a large GPU server; not trained here, so no accuracy is claimed.
+
 Arguments, with their defaults: model=b16 (ti, s, b, l, h and the patch size), size=224, strategy=blockwise, blocks=4,
 data=tfds:imagenet2012, batch=4096, epochs=800, decoder=cross_attention (self_attention is MAE's own: 8 layers of width
 512 that decode every masked patch; in block-wise training each block owns such a decoder).

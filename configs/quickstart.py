@@ -3,6 +3,9 @@
     python -m blockjax.main --config configs/quickstart.py --workdir runs/quickstart
 
 Add --config.strategy=end_to_end (and another --workdir) for its twin under global backpropagation.
+
+On 2 CPU cores: about 5 minutes of training, then under a minute of probes and pictures. Linear probe of the best block,
+seeds 0 and 1: 0.820, 0.805 (end to end 0.794, 0.776; untrained 0.722, 0.732; raw pixels 0.485).
 """
 
 from blockjax.config import default_config
