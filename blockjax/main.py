@@ -68,9 +68,12 @@ def _main(argv):
 def _parse_flags(argv):
     """Parses flags; what the config file or a mistyped field raises becomes one sentence."""
     try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        # ml_collections puts the traceback of a config file into its message; the last line says what is wrong.
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _ = _CONFIG.value.is_locked  # a file that could not be read raises only when it is used
+        return rest
+    except (flags.Error, OSError) as error:
+        # ml_collections puts whole tracebacks into its messages; the last line says what is wrong.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         text = lines[-1] if len(lines) > 1 else str(error)
         sys.exit("error: " + text.removeprefix("ValueError: "))
