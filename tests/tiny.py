@@ -1,6 +1,5 @@
 """A config small enough to compile in seconds, made from the real one."""
 
-import jax
 import numpy as np
 
 from blockjax import config as config_lib
@@ -40,12 +39,3 @@ def images(count=8, side=32, seed=0):
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (count, 4, 4, 3))
     return coarse.repeat(side // 4, axis=1).repeat(side // 4, axis=2).astype(np.uint8)
-
-
-def run_steps(learner, steps, seed=0):
-    """Trains for some steps on different batches; returns the state and all metrics of the last step."""
-    state = jax.jit(learner.init)(jax.random.key(seed))
-    step = jax.jit(learner.train_step)
-    for i in range(steps):
-        state, metrics = step(state, {"image": images(seed=i)}, jax.random.key(1))
-    return state, metrics
