@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from blockjax.models.decoders import DECODERS
+from blockjax.models.position import sincos_2d
 
 
 def decoder(kind):
@@ -14,13 +15,13 @@ def decoder(kind):
     )
 
 
-@pytest.fixture(params=sorted(DECODERS))
+@pytest.fixture(params=sorted(DECODERS), scope="module")
 def setup(request):
     module = decoder(request.param)
     tokens = jax.random.normal(jax.random.key(0), (2, 5, 24))
     order = jnp.stack([jax.random.permutation(jax.random.key(i), 16) for i in (1, 2)])
     visible, masked = order[:, :4], order[:, 4:]
-    params = module.init(jax.random.key(3), tokens, visible, masked)
+    params = jax.jit(module.init)(jax.random.key(3), tokens, visible, masked)
     params = jax.tree.map(
         lambda p: p + 0.05 * jax.random.normal(jax.random.key(4), p.shape), params
     )
@@ -47,12 +48,38 @@ def test_a_part_of_the_masked_patches(setup):
 
 
 def test_the_order_of_visible_tokens_does_not_matter(setup):
-    _, module, params, tokens, visible, masked = setup
+    kind, module, params, tokens, visible, masked = setup
     out = module.apply(params, tokens, visible, masked)
     swapped = tokens[:, jnp.array([0, 4, 3, 2, 1])]
     np.testing.assert_allclose(
         module.apply(params, swapped, visible[:, ::-1], masked), out, atol=1e-5
     )
+    # Self-attention tells visible tokens where they are; for cross-attention the encoder did.
+    elsewhere = module.apply(params, tokens, visible[:, ::-1], masked)
+    assert np.allclose(elsewhere, out, atol=1e-4) == (kind == "cross_attention")
+
+
+def test_with_silent_layers_the_mask_token_is_left(setup):
+    """Every attention and MLP adds to the queries; a bfloat16 decoder still returns float32."""
+    _, module, params, tokens, visible, masked = setup
+    silenced = []
+
+    def silence(path, leaf):
+        if getattr(path[-2], "key", None) not in ("out", "Dense_1"):
+            return leaf
+        silenced.append(path)
+        return jnp.zeros_like(leaf)
+
+    params = jax.tree_util.tree_map_with_path(silence, params)
+    assert len(silenced) == 2 * 2 * 2  # kernel and bias of attention and MLP in two layers
+    p = jax.tree.map(np.asarray, params["params"])
+    x = p["mask_token"] + sincos_2d(4, 4, 16)[np.asarray(masked)]
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    x = x * p["out_norm"]["scale"] + p["out_norm"]["bias"]
+    expected = x @ p["pixels"]["kernel"] + p["pixels"]["bias"]
+    np.testing.assert_allclose(module.apply(params, tokens, visible, masked), expected, atol=1e-5)
+    half = jax.eval_shape(module.copy(dtype=jnp.bfloat16).apply, params, tokens, visible, masked)
+    assert half.dtype == jnp.float32
 
 
 def test_the_tokens_matter(setup):

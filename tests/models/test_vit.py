@@ -1,12 +1,14 @@
 """The encoder: positions, layers and stacking."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from blockjax.models.position import sincos_2d
-from blockjax.models.vit import PRESETS, Attention, ViT, regroup
+from blockjax.models.vit import PRESETS, Attention, Layer, ViT, regroup
 
 
 def vit(**fields):
@@ -42,6 +44,9 @@ def test_positions_belong_to_patches_not_to_slots():
     np.testing.assert_allclose(
         shuffled[:, 1:], jnp.take_along_axis(whole[:, 1:], order[:, :, None], 1), atol=1e-6
     )
+    nowhere = model.stem(stem, {"patches": patches, "positions": jnp.zeros((2, 16), jnp.int32)})
+    table = sincos_2d(4, 4, 32)
+    np.testing.assert_allclose((whole - nowhere)[0, 1:], table - table[:1], atol=1e-5)
 
 
 def test_attention_against_numpy():
@@ -66,7 +71,41 @@ def test_attention_against_numpy():
     )
 
 
-@pytest.mark.parametrize("fields", [{"remat": "layer"}, {"unroll": 2}, {"unroll": 4}])
+def test_layer_against_numpy():
+    """Pre-norm with epsilon 1e-6, residual connections, and the exact GELU."""
+    tokens = 1e-3 * np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
+    module = Layer(2, 4.0, jnp.float32)
+    params = module.init(jax.random.key(0), tokens)["params"]
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), params)
+
+    p = jax.tree.map(np.asarray, params)
+
+    def norm(name, x):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x * p[name]["scale"] + p[name]["bias"]
+
+    def dense(name, x):
+        return x @ p["mlp"][name]["kernel"] + p["mlp"][name]["bias"]
+
+    normed = norm("norm_1", tokens)
+    attention = Attention(2, jnp.float32)
+    mixed = attention.apply({"params": params["attention"]}, normed, normed)
+    expected = tokens + np.asarray(mixed)
+    hidden = dense("Dense_0", norm("norm_2", expected))
+    hidden = hidden * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2))) / 2
+    expected += dense("Dense_1", hidden)
+    np.testing.assert_allclose(module.apply({"params": params}, tokens), expected, atol=1e-5)
+
+
+def test_query_key_and_value_start_as_one_xavier_matrix():
+    module = Attention(2, jnp.float32)
+    params = module.init(jax.random.key(0), jnp.zeros((1, 1, 64)), jnp.zeros((1, 1, 64)))["params"]
+    for name, outputs in {"query": 3 * 64, "key": 3 * 64, "value": 3 * 64, "out": 64}.items():
+        limit = math.sqrt(6 / (64 + outputs))
+        assert 0.99 * limit < np.abs(params[name]["kernel"]).max() <= limit
+
+
+@pytest.mark.parametrize("fields", [{"remat": "layer"}, {"unroll": 2}])
 def test_remat_and_unroll_change_no_number(fields):
     plain, other = vit(), vit(**fields)
     params = jax.tree.map(lambda leaf: leaf[0], plain.init_layers(jax.random.key(0), 1))
@@ -82,6 +121,7 @@ def test_remat_and_unroll_change_no_number(fields):
     )
     text = str(jax.make_jaxpr(lambda p: other.layers(p, tokens))(params))
     assert ("remat" in text or "checkpoint" in text) == (fields.get("remat") == "layer")
+    assert f"unroll={fields.get('unroll', 1)}" in text
 
 
 def test_blocks_are_consecutive_layers():

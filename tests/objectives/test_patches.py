@@ -18,3 +18,5 @@ def test_standardize_is_per_channel_and_undone():
     expected = (pixels.reshape(2, 3, 4, 3) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(unstandardize(standardize(pixels)), pixels / 255.0, atol=1e-6)
+    wild = np.full((1, 1, 12), 9.0, np.float32)
+    assert np.all(unstandardize(wild) == 1.0) and np.all(unstandardize(-wild) == 0.0)
