@@ -42,7 +42,14 @@ BAD = {
         r"decoder.kind 'attention' is unknown.*cross_attention",
     ),
     "decoder_heads": ({"decoder.heads": 5}, r"decoder.width 32 must be divisible.*heads 5"),
+    "decoder_width": ({"decoder.width": 30, "decoder.heads": 2}, r"must be divisible by 4"),
     "fraction": ({"decoder.fraction": 0.0}, r"decoder.fraction must be above 0"),
+    "whole_fraction": ({"decoder.fraction": 1.1}, r"at most 1, not 1.1"),
+    "dtype": ({"dtype": "float16"}, r"dtype 'float16' is unknown"),
+    "on_corrupt": ({"data.on_corrupt": "ignore"}, r"data.on_corrupt 'ignore' is unknown"),
+    "epochs": ({"steps": None, "epochs": 0.0}, r"epochs must be above 0, not 0"),
+    "decay": ({"optimizer.weight_decay": -0.1}, r"optimizer.weight_decay must not be negative"),
+    "interval": ({"checkpoint.every": 0}, r"checkpoint.every must be at least 1, not 0"),
     "objective": ({"objective": "mea"}, r"objective 'mea' is unknown; did you mean 'mae'"),
     "implementation": ({"loss.implementation": "cuda"}, r"loss.implementation 'cuda' is unknown"),
     "batch": ({"batch_size": 0}, r"batch_size must be at least 1, not 0"),
@@ -82,6 +89,11 @@ def test_a_mistyped_key_names_the_nearest():
         config.batchsize = 1
     with pytest.raises(ValueError, match=r"no field batchsize; did you mean batch_size"):
         resolve(config)
+    config = tiny_config()
+    with config.unlocked(), config.ignore_type():
+        config.mask = 0.75
+    with pytest.raises(ValueError, match=r"config field mask is a group of fields, not 0.75"):
+        resolve(config)
     config = ml_collections.ConfigDict({"steps": 3})
     with pytest.raises(ValueError, match=r"config lacks .*seed"):
         resolve(config)
@@ -104,6 +116,8 @@ def test_defaults_that_depend_on_other_fields():
 def test_steps_from_epochs_and_data():
     config = tiny_config(**{"steps": None, "epochs": 2.5, "batch_size": 8})
     assert config_lib.total_steps(config, examples=80) == 25
+    assert config_lib.total_steps(tiny_config(), examples=80) == 20
+    assert config_lib.total_steps(config, examples=8) == 2
     with pytest.raises(ValueError, match=r"batch_size 8 is larger.*has 7 images"):
         config_lib.total_steps(config, examples=7)
     config = resolve(tiny_config(**{"optimizer.warmup_steps": 20}))
@@ -114,6 +128,7 @@ def test_steps_from_epochs_and_data():
 def test_differences_name_fields_and_leave_free_ones():
     a, b = resolve(tiny_config()), resolve(tiny_config())
     b.model.depth, b.log.every, b.checkpoint.keep, b.data.dir = 8, 99, 7, "/elsewhere"
+    b.mesh.fsdp, b.probe.pool = 2, 1
     found = config_lib.differences(config_lib.to_json(a), config_lib.to_json(b))
     assert found == ["model.depth: 4 -> 8"]
     assert config_lib.differences(config_lib.to_json(a), config_lib.to_json(a)) == []

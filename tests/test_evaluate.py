@@ -61,12 +61,12 @@ def test_features_of_every_block_are_pooled_over_the_grid():
     # An image's features do not depend on what else is in the batch (there is padding inside).
     alone = evaluate.block_features(learner, state, images(7)[3:4], pool=2)
     np.testing.assert_allclose(alone[2][0], features[2][3], atol=1e-5)
-    # Cells are places: a change in the lower right corner reaches that cell most of all in block 1.
+    # Cells are places: a change in the patch of row 2, column 4 reaches the upper right cell most of all in block 1.
     changed = images(7)
-    changed[:, 24:, 24:] = 255 - changed[:, 24:, 24:]
+    changed[:, 8:16, 24:] = 255 - changed[:, 8:16, 24:]
     moved = evaluate.block_features(learner, state, changed, pool=2)[0] - features[0]
     by_cell = np.abs(moved).reshape(7, 4, 32).sum(axis=(0, 2))
-    assert by_cell.argmax() == 3
+    assert by_cell.argmax() == 1
 
 
 def test_features_do_not_depend_on_the_strategy():
@@ -75,6 +75,30 @@ def test_features_do_not_depend_on_the_strategy():
     b = evaluate.block_features(baseline, jax.jit(baseline.init)(jax.random.key(0)), images(3), 2)
     for x, y in zip(a, b, strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_the_penalty_is_chosen_and_the_bias_counts():
+    """More features than examples, most of them noise, and one class in nine examples out of ten."""
+    rng = np.random.default_rng(0)
+    labels = (np.arange(200) % 10 == 0).astype(int)
+    features = rng.normal(size=(200, 120)).astype(np.float32)
+    features[:, 0] += 4 * labels
+    train, test = (features[:120], labels[:120]), (features[120:], labels[120:])
+    assert evaluate.linear_accuracy(*train, *test, 2) >= 0.9
+
+
+def test_rows_of_the_probes(monkeypatch):
+    """Untrained features are those of the depth that is best by the linear probe."""
+    good, bad = blobs(40, spread=0.1)[0], blobs(40, spread=9.0, seed=5)[0]
+    labels = np.repeat(np.arange(4), 40)
+    features = {"trained": [bad, good], "untrained": [good, bad]}
+    monkeypatch.setattr(
+        evaluate, "block_features", lambda learner, state, images, pool: features[state]
+    )
+    data = (images(160, side=4), labels)
+    rows = evaluate.probe_blocks(None, "trained", "untrained", data, data, classes=4, pool=2)
+    assert [row["features"] for row in rows] == ["pixels", "untrained", "block_1", "block_2"]
+    assert rows[1]["linear"] == rows[3]["linear"] == 1.0 > rows[2]["linear"]
 
 
 def test_pixels_are_averaged_down():

@@ -1,5 +1,6 @@
 """The promise in bytes: block-wise scratch memory does not grow with depth. Held by the compilers' own figures."""
 
+import argparse
 import importlib.util
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from blockjax.memory import profile, profile_compiled, tpu_devices
+from blockjax import memory
+from blockjax.memory import MemoryProfile, profile, profile_compiled, tpu_devices
 from blockjax.models.vit import ViT
 from blockjax.sharding import make_mesh
 from blockjax.strategies import Block, blockwise, end_to_end, init_state
@@ -39,6 +41,28 @@ def test_on_cpu_blockwise_is_far_below_end_to_end(monkeypatch):
     at_once = temp("blockwise")
     assert at_once < temp("end_to_end") / 3
     assert temp("blockwise", "layer") < at_once
+
+
+def test_rows_of_the_table(monkeypatch):
+    """Layers per block stay the config's; the total counts shared buffers once."""
+    seen = []
+
+    def fake(config, target):
+        seen.append((config.strategy, config.model.depth, config.blocks, config.remat))
+        seen[-1] += (config.model.unroll, target)
+        return MemoryProfile(*(figure * memory.MIB for figure in (10, 8, 7, 5)))
+
+    monkeypatch.setattr(memory, "profile", fake)
+    strategies = "end_to_end+unroll,blockwise+remat+unroll"
+    arguments = argparse.Namespace(depths="4,8", strategies=strategies, target="here")
+    rows = memory._rows(tiny_config(blocks=2), arguments)
+    assert seen == [
+        ("end_to_end", 4, 2, "none", 4, "here"),
+        ("end_to_end", 8, 4, "none", 8, "here"),
+        ("blockwise", 4, 2, "layer", 2, "here"),
+        ("blockwise", 8, 4, "layer", 2, "here"),
+    ]
+    assert rows[3][:6] == ["blockwise+remat+unroll", 8, 4, 10.0, 5.0, 16.0]
 
 
 def tpu_temp(strategy, layers, remat="none"):

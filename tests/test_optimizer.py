@@ -1,9 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from blockjax.optimizer import decayed, learning_rate_schedule, make_optimizer
-from tests.tiny import tiny_learner
+from tests.tiny import STEPS, tiny_learner
 
 
 def test_schedule_scales_warms_up_and_ends_at_zero():
@@ -18,8 +19,6 @@ def test_schedule_scales_warms_up_and_ends_at_zero():
 
 def test_only_matrices_decay():
     learner = tiny_learner()
-    import jax
-
     state = learner.abstract_state()
     marks = decayed(state.blocks.params | {"stem": state.stem.params})
     flat = {
@@ -39,3 +38,17 @@ def test_weight_decay_is_applied_where_marked():
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
     np.testing.assert_allclose(updates["bias"], 0.0)
+
+
+def test_adam_by_hand_with_the_configs_numbers():
+    learner = tiny_learner(
+        **{"optimizer.b1": 0.8, "optimizer.b2": 0.6, "optimizer.weight_decay": 0.5}
+    )
+    params = {"kernel": jnp.float32(2.0)}
+    state, m, v = learner.optimizer.init(params), 0.0, 0.0
+    for step, gradient in enumerate((1.0, -3.0)):
+        updates, state = learner.optimizer.update({"kernel": jnp.float32(gradient)}, state, params)
+        m, v = 0.8 * m + 0.2 * gradient, 0.6 * v + 0.4 * gradient**2
+        direction = m / (1 - 0.8 ** (step + 1)) / np.sqrt(v / (1 - 0.6 ** (step + 1)))
+        rate = 0.03 * 8 / 256 * (1 + np.cos(np.pi * step / STEPS)) / 2
+        assert float(updates["kernel"]) == pytest.approx(-rate * (direction + 0.5 * 2), rel=1e-4)
