@@ -1,0 +1,42 @@
+"""How the command ends: every failure is a sentence and an exit status."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from blockjax import main, pretrain
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "status", "printed"),
+    [
+        ("init", ValueError("blocks 3 does not fit"), "error: blocks 3 does not fit", ""),
+        ("run", FloatingPointError("step 2 is nan"), "error: step 2 is nan", ""),
+        ("run", pretrain.Interrupted("SIGTERM: stopped"), 1, "SIGTERM: stopped\n"),
+    ],
+)
+def test_failures_are_sentences(where, error, status, printed, monkeypatch, capsys):
+    class Failing:
+        def __init__(self, config, workdir):
+            if where == "init":
+                raise error
+
+        def run(self):
+            raise error
+
+    monkeypatch.setattr(pretrain, "Pretraining", Failing)
+    monkeypatch.setattr(main, "_CONFIG", SimpleNamespace(value={}))
+    monkeypatch.setattr(main, "_WORKDIR", SimpleNamespace(value="runs/x"))
+    monkeypatch.setattr(main, "_use_compilation_cache", lambda: None)
+    with pytest.raises(SystemExit) as end:
+        main._main(["blockjax"])
+    assert end.value.code == status
+    assert capsys.readouterr().out == printed
+
+
+def test_a_config_is_needed_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(main, "_CONFIG", SimpleNamespace(value=None))
+    with pytest.raises(main.app.UsageError, match="--config is missing"):
+        main._main(["blockjax"])
+    with pytest.raises(main.app.UsageError, match="unexpected arguments: steps=3"):
+        main._main(["blockjax", "steps=3"])
