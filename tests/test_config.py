@@ -71,8 +71,10 @@ def test_bad_values(case):
 
 def test_batch_and_mesh_must_fit_the_devices():
     config = tiny_config(**{"batch_size": 6, "mesh.data": -1})
-    with pytest.raises(ValueError, match=r"batch_size 6 does not divide over 4 devices.*; 4 would"):
-        resolve(config, devices=4)
+    for fsdp in (1, 2):
+        config.mesh.fsdp = fsdp
+        with pytest.raises(ValueError, match=r"batch_size 6 does not divide over 4 .*; 4 would"):
+            resolve(config, devices=4)
     resolve(config, devices=2)
     with pytest.raises(ValueError, match=r"mesh.block=4 spreads blocks over devices"):
         resolve(tiny_config(**{"mesh.block": 4}), devices=4)

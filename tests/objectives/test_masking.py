@@ -21,6 +21,7 @@ def test_counts_round_down_as_mae_does():
     assert visible_counts(0.625, "constant", 64, 1) == (24,)
     assert visible_counts(0.9375, "constant", 64, 1) == (4,)
     assert visible_counts(0.7, "constant", 10, 1) == (3,)  # 10 · (1 − 0.7) is 3.0000000000000004
+    assert visible_counts(0.9, "constant", 100, 1) == (10,)  # and 100 · (1 − 0.9) 9.999999999999998
 
 
 def test_schedules():
