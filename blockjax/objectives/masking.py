@@ -46,7 +46,7 @@ def visible_counts(ratio: float, schedule: str, patches: int, blocks: int) -> tu
 
 
 def _visible(ratio, patches):
-    # As in MAE, rounded down; the small term keeps 64 · (1 − 0.9375) from becoming 3.999….
+    # As in MAE, rounded down; the small term keeps 100 · (1 − 0.9) from becoming 9 instead of 10.
     return math.floor(patches * (1 - ratio) + 1e-9)
 
 
