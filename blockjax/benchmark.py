@@ -12,9 +12,9 @@ from blockjax.data.pipeline import train_batches
 from blockjax.data.sources import open_source
 from blockjax.learner import make_learner
 from blockjax.main import load_config
-from blockjax.memory import MIB, profile_compiled
+from blockjax.memory.profile import MIB, compile_step
 from blockjax.progress import render_table
-from blockjax.sharding import batch_sharding, make_mesh, mesh_shape, state_shardings
+from blockjax.sharding import batch_sharding, make_mesh, mesh_shape
 
 # Name -> what differs from the config. The first row is what all others are compared with.
 STEP_VARIANTS = {
@@ -96,10 +96,9 @@ class _Runner:
         devices = jax.devices()
         mesh = make_mesh(mesh_shape(config.mesh, len(devices)), devices)
         learner = make_learner(config, config.steps)
-        self._step = learner.lower(mesh, config.batch_size).compile()
-        self.temp = profile_compiled(self._step).temp
-        shardings = state_shardings(learner.abstract_state(), mesh)
-        self._state = jax.jit(learner.init, out_shardings=shardings)(jax.random.key(0))
+        self._step, profile = compile_step(learner, mesh, config.batch_size)
+        self.temp = profile.temp
+        self._state = learner.init_for(self._step, jax.random.key(0))
         shape = (config.batch_size, config.model.image_size, config.model.image_size, 3)
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         self._batch = jax.device_put({"image": images}, batch_sharding(mesh))

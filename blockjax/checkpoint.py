@@ -31,6 +31,10 @@ PyTree = Any
 _UNFINISHED = ".unfinished"  # being written, or being deleted
 
 
+class UnusableCheckpoint(ValueError):
+    """Every checkpoint is damaged, or the newest one belongs to another model."""
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -138,8 +142,8 @@ class Checkpoints:
           `(step, state, data_state)`, or None if there is no checkpoint.
 
         Raises:
-          ValueError: If checkpoints exist but all are damaged (then none is moved), or if the
-            checkpoint holds other leaves, shapes or dtypes than `abstract_state`.
+          UnusableCheckpoint: If checkpoints exist but all are damaged (then none is moved), or if
+            the newest holds other leaves, shapes or dtypes than `abstract_state`.
         """
         self.wait()
         step = self._newest_whole() if jax.process_index() == 0 else 0
@@ -148,7 +152,7 @@ class Checkpoints:
         if step == _NO_CHECKPOINT:
             return None
         if step == _ALL_DAMAGED:
-            raise ValueError(
+            raise UnusableCheckpoint(
                 f"every checkpoint in {self._directory} is damaged (steps {self.steps()}): "
                 "choose another workdir, or delete this folder to start from step 0"
             )
@@ -227,14 +231,14 @@ def _leaves(tree: PyTree) -> dict[str, list]:
 
 
 def _check_leaves(expected: dict[str, list], saved: dict[str, list], folder: Path) -> None:
-    """Raises ValueError that names the first leaf in which a checkpoint differs."""
+    """Raises UnusableCheckpoint that names the first leaf in which a checkpoint differs."""
     for name in [*expected, *saved]:
         if expected.get(name) != saved.get(name):
             ours, theirs = (
                 f"{tuple(leaf[name][0])} {leaf[name][1]}" if name in leaf else "absent"
                 for leaf in (expected, saved)
             )
-            raise ValueError(
+            raise UnusableCheckpoint(
                 f"the checkpoint {folder} does not fit this config: leaf {name} is {theirs} in the "
                 f"checkpoint and {ours} in the config; restore the config that the run was started "
                 "with, or choose another workdir"

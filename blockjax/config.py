@@ -38,6 +38,7 @@ def default_config() -> ml_collections.ConfigDict:
         4  # must divide the depth; under end_to_end only the depths at which features are read
     )
     config.remat = "none"  # layer: recompute activations layer by layer in the backward pass
+    config.microbatches = 1  # parts of the batch that run one after another: less memory, more time
     config.objective = "mae"
 
     config.model = model = ml_collections.ConfigDict()
@@ -185,6 +186,49 @@ def fill_lengths(config: ml_collections.ConfigDict, steps: int) -> None:
         config.checkpoint.every = max(1, steps // 10)
 
 
+def frugal_changes(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
+    """Lists changes of a resolved config that lower its memory, those that change the training least first.
+
+    Recomputing changes nothing but time, microbatches next to nothing; then blocks of one layer, and at last the batch.
+    """
+    found, changes = [], {}
+    data, fsdp = (max(1, config.mesh[axis]) for axis in ("data", "fsdp"))
+    parts = data * fsdp
+    if config.remat == "none":
+        changes = {"remat": "layer"}
+        found.append(changes)
+    for microbatches in (4, 16):
+        if microbatches > config.microbatches and config.batch_size % (microbatches * parts) == 0:
+            changes = {**changes, "microbatches": microbatches}
+            found.append(changes)
+    if config.strategy != "blockwise" or config.blocks < config.model.depth:
+        changes = {**changes, "strategy": "blockwise", "blocks": config.model.depth}
+        found.append(changes)
+    for share in (4, 16):
+        smaller = config.batch_size // share
+        cut = parts * changes.get("microbatches", config.microbatches)
+        if smaller >= cut and smaller % cut == 0:
+            found.append({**changes, "batch_size": smaller})
+    return found
+
+
+def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None:
+    """Sets a field given as a path, "model.depth".
+
+    Raises:
+      ValueError: there is no such field.
+    """
+    *groups, name = field.split(".")
+    for group in groups:
+        config = config.get(group)
+        if not isinstance(config, ml_collections.ConfigDict):
+            raise ValueError(f"--config.{field}: there is no group {group!r}")
+    if name not in config:
+        raise ValueError(f"--config.{field}: there is no such field; there is {', '.join(config)}")
+    with config.ignore_type():
+        config[name] = value
+
+
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the config as JSON types."""
     return json.loads(json.dumps(config.to_dict()))
@@ -192,7 +236,9 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def differences(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lists the fields in which two configs (from `to_json`) describe different runs, "field: saved -> new" each."""
-    saved, new = _flatten(saved), _flatten(new)
+    # A field that is younger than the saved run had its default's effect.
+    saved = {**_flatten(to_json(default_config())), **_flatten(saved)}
+    new = _flatten(new)
     return [
         f"{key}: {saved.get(key, 'absent')} -> {new.get(key, 'absent')}"
         for key in sorted({*saved, *new})
@@ -253,6 +299,7 @@ def _check_numbers(config):
     at_least_one = {
         "batch_size": config.batch_size,
         "blocks": config.blocks,
+        "microbatches": config.microbatches,
         "model.image_size": config.model.image_size,
         "model.patch_size": config.model.patch_size,
         "model.width": config.model.width,
@@ -356,12 +403,13 @@ def _check_devices(config, devices):
             f"mesh.block={block} spreads blocks over devices, which strategy {config.strategy!r} does not do; "
             "set mesh.block=1 and use mesh.data or mesh.fsdp"
         )
-    if config.batch_size % (data * fsdp):
-        parts = data * fsdp
+    parts = data * fsdp * config.microbatches
+    if config.batch_size % parts:
         near = max(parts, config.batch_size // parts * parts)
+        cut = f" and {config.microbatches} microbatches" if config.microbatches > 1 else ""
         raise ValueError(
-            f"batch_size {config.batch_size} does not divide over {parts} devices "
-            f"(mesh.data {data} x mesh.fsdp {fsdp}); {near} would"
+            f"batch_size {config.batch_size} does not divide over {data * fsdp} devices "
+            f"(mesh.data {data} x mesh.fsdp {fsdp}){cut}; {near} would"
         )
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from blockjax.models.decoders import DECODERS
@@ -58,8 +59,16 @@ class Learner:
         """Returns the state's shapes and dtypes without making it."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
-    def lower(self, mesh: Mesh, batch_size: int) -> jax.stages.Lowered:
-        """Lowers the train step for a mesh, on shapes only; the state is donated and keeps its sharding."""
+    def init_for(self, compiled: jax.stages.Compiled, rng: jax.Array) -> TrainState:
+        """Returns the first state, born where and how a compiled step wants it; the same numbers on every mesh."""
+        return jax.jit(self.init, out_shardings=state_formats(compiled))(rng)
+
+    def trace(self, mesh: Mesh, batch_size: int) -> jax.stages.Traced:
+        """Traces the train step for a mesh, on shapes only; the state is donated and keeps its sharding.
+
+        `trace(...).lower().compile()` is what a run calls in each step, on a state in the formats that the compiled
+        step asks for (see `state_formats`).
+        """
         state = self.abstract_state()
         shardings = state_shardings(state, mesh)
         replicated = NamedSharding(mesh, PartitionSpec())
@@ -69,14 +78,16 @@ class Learner:
                 (batch_size, side, side, 3), jnp.uint8, sharding=batch_sharding(mesh)
             )
         }
+        # XLA chooses the layout of the state: with the default one it may copy whole stacks into another and back.
+        formats = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), shardings)
         step = jax.jit(
             self.train_step,
             donate_argnums=0,
-            in_shardings=(shardings, batch_sharding(mesh), replicated),
-            out_shardings=(shardings, replicated),
+            in_shardings=(formats, batch_sharding(mesh), replicated),
+            out_shardings=(formats, replicated),
         )
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return step.lower(state, batch, key)
+        return step.trace(state, batch, key)
 
     def streams(self, state: TrainState, inputs: PyTree) -> list[jax.Array]:
         """Returns the tokens that leave each of the K read-out depths, [B, T, D] each, for the stem's inputs."""
@@ -87,6 +98,11 @@ class Learner:
             tokens = self.vit.layers(jax.tree.map(lambda leaf, k=k: leaf[k], layers), tokens)
             streams.append(tokens)
         return streams
+
+
+def state_formats(compiled: jax.stages.Compiled) -> TrainState:
+    """Returns the sharding and the layout in which a compiled step takes each array of the state."""
+    return compiled.input_formats[0][0]
 
 
 def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
@@ -142,6 +158,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         ),
         optimizer=optimizer,
         clip=config.optimizer.clip or None,
+        microbatches=config.microbatches,
     )
 
     def stem(params, inputs, rng):

@@ -47,7 +47,10 @@ def _main(argv):
         raise app.UsageError("--config is missing; try --config configs/quickstart.py")
     logging.set_verbosity(logging.WARNING)
     _use_compilation_cache()
-    from blockjax.pretrain import Interrupted, Pretraining  # after the flags: --help stays quick
+    # After the flags: --help stays quick.
+    from blockjax.checkpoint import UnusableCheckpoint
+    from blockjax.memory import DoesNotFit
+    from blockjax.pretrain import Interrupted, Pretraining
 
     workdir = _WORKDIR.value
     if workdir is None:
@@ -61,7 +64,7 @@ def _main(argv):
     except Interrupted as stop:
         print(stop, flush=True)
         sys.exit(1)
-    except FloatingPointError as error:
+    except (FloatingPointError, DoesNotFit, UnusableCheckpoint) as error:
         sys.exit(f"error: {error}")
 
 

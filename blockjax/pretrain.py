@@ -20,8 +20,9 @@ from blockjax import evaluate, figures
 from blockjax.checkpoint import Checkpoints
 from blockjax.data.pipeline import DevicePrefetch, evaluation_images, train_batches
 from blockjax.data.sources import open_source
-from blockjax.learner import make_learner
-from blockjax.memory import MIB, profile_compiled
+from blockjax.learner import make_learner, state_formats
+from blockjax.memory.profile import MIB, DoesNotFit, compile_step
+from blockjax.memory.targets import local_limit
 from blockjax.progress import Progress, render_table
 from blockjax.sharding import batch_sharding, make_mesh, mesh_shape, state_shardings
 from blockjax.writers import Writer, read_metrics, write_bytes_atomic, write_json_atomic
@@ -64,6 +65,8 @@ class Pretraining:
           The summary, as written to summary.json.
 
         Raises:
+          ValueError: the step does not fit the device (`DoesNotFit`, which names what would), or the checkpoints cannot
+            be used.
           FloatingPointError: a loss or gradient is not finite; names step and block.
           Interrupted: a SIGTERM or SIGINT came; a checkpoint was written.
         """
@@ -72,7 +75,7 @@ class Pretraining:
         with contextlib.closing(
             Checkpoints(self.workdir / "checkpoints", keep=self.config.checkpoint.keep)
         ) as checkpoints:
-            state, data_state = self._restore_or_init(checkpoints)
+            state, data_state = self._restore_or_init(checkpoints, train_step)
             if int(state.step) < self.steps:
                 state = self._train(train_step, state, data_state, checkpoints)
         return self._report(state)
@@ -97,40 +100,54 @@ class Pretraining:
         )
 
     def _compile(self):
-        start = time.perf_counter()
-        compiled = self.learner.lower(self.mesh, self.config.batch_size).compile()
-        memory = profile_compiled(compiled)
+        limit = local_limit(jax.local_devices()[0])
+        try:
+            compiled, memory = compile_step(self.learner, self.mesh, self.config.batch_size, limit)
+        except DoesNotFit as error:
+            raise DoesNotFit(f"{error}; {self._what_fits(limit)}") from error
         self._print(
             f"memory      {memory.total / MIB:,.0f} MiB on each device: {memory.temp / MIB:,.0f} scratch, "
-            f"{memory.argument / MIB:,.0f} state and batch (compiled in {time.perf_counter() - start:.0f} s)"
+            f"{memory.argument / MIB:,.0f} state and batch (compiled in {memory.compile_seconds:.0f} s)"
         )
-        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-        if limit and memory.total > limit:
-            self._print(
-                f"warning     that is more than the device's {limit / MIB:,.0f} MiB: try a smaller batch_size, "
-                "remat=layer, more blocks, or a smaller decoder"
+        if memory.fits is False:
+            raise DoesNotFit(
+                f"the step needs {memory.total / MIB:,.0f} MiB on each device, which has {limit / MIB:,.0f}; "
+                + self._what_fits(limit)
             )
         return compiled
 
-    def _restore_or_init(self, checkpoints):
+    def _what_fits(self, limit):
+        """Names the nearest config whose step fits; compiles one after another, which takes a while."""
+        self._print("does not fit: looking for the nearest config that does")
+        for changes in config_lib.frugal_changes(self.config):
+            config = self.config.copy_and_resolve_references()
+            for field, value in changes.items():
+                config_lib.set_field(config, field, value)
+            text = " ".join(f"--config.{field}={value}" for field, value in changes.items())
+            try:
+                learner = make_learner(config, self.steps)
+                _, memory = compile_step(learner, self.mesh, config.batch_size, limit)
+            except DoesNotFit:
+                memory = None
+            if memory is not None and memory.fits is not False:
+                return f"{text} needs {memory.total / MIB:,.0f} MiB"
+            self._print(f"            {text}: does not fit either")
+        return "nothing near fits: try a smaller model or more devices"
+
+    def _restore_or_init(self, checkpoints, train_step):
         abstract = self.learner.abstract_state()
-        shardings = state_shardings(abstract, self.mesh)
         abstract = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract,
-            shardings,
+            state_shardings(abstract, self.mesh),
         )
         restored = checkpoints.restore_newest(abstract)
         if restored is None:
-            return self._init(shardings), None
+            return self.learner.init_for(train_step, self._key("init")), None
         step, state, data_state = restored
         if step < self.steps:
             self._print(f"resume      at step {step}")
-        return state, data_state
-
-    def _init(self, shardings):
-        """Returns the first state. It is born sharded, and the same on every mesh."""
-        return jax.jit(self.learner.init, out_shardings=shardings)(self._key("init"))
+        return jax.device_put(state, state_formats(train_step), donate=True), data_state
 
     def _key(self, name):
         return jax.random.fold_in(
@@ -252,7 +269,8 @@ class Pretraining:
             limit=config.probe.test_examples,
             on_corrupt=config.data.on_corrupt,
         )
-        untrained = self._init(state_shardings(self.learner.abstract_state(), self.mesh))
+        shardings = state_shardings(self.learner.abstract_state(), self.mesh)
+        untrained = jax.jit(self.learner.init, out_shardings=shardings)(self._key("init"))
         classes = int(max(train[1].max(), test[1].max())) + 1
         return evaluate.probe_blocks(
             self.learner, state, untrained, train, test, classes=classes, pool=config.probe.pool

@@ -163,7 +163,7 @@ def render_table(
     console = console or Console()
     table = Table(title=title, title_justify="left")
     for index, heading in enumerate(columns):
-        numeric = all(isinstance(row[index], int | float | None) for row in rows)
+        numeric = all(_is_number(row[index]) for row in rows)
         table.add_column(Text(heading), justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
@@ -173,6 +173,13 @@ def render_table(
         width = console.measure(table, options=unbounded).maximum
         console = Console(file=console.file, width=max(console.width, width))
     console.print(table)
+
+
+def _is_number(value: object) -> bool:
+    """Also true of numbers that are formatted already, such as "1,234.5"."""
+    if isinstance(value, str):
+        return value[:1].isdigit() and not value.strip("0123456789,.")
+    return isinstance(value, int | float | None)
 
 
 def _cell(value: object) -> str:

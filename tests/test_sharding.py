@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from blockjax.learner import state_formats
 from blockjax.sharding import batch_sharding, make_mesh, mesh_shape, state_shardings
 from tests.tiny import images, tiny_learner
 
@@ -17,9 +18,9 @@ def on_one_device():
 def train(learner, shape):
     devices = jax.devices()[: shape[0] * shape[1] * shape[2]]
     mesh = make_mesh(shape, devices)
-    shardings = state_shardings(learner.abstract_state(), mesh)
-    state = jax.jit(learner.init, out_shardings=shardings)(jax.random.key(0))
-    step = learner.lower(mesh, 8).compile()
+    step = learner.trace(mesh, 8).lower().compile()
+    assert step.output_formats[0] == state_formats(step)  # what a step returns, the next one takes
+    state = learner.init_for(step, jax.random.key(0))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     key = jax.device_put(jax.random.key(1), replicated)
     for i in range(3):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from blockjax.state import BlockState
@@ -22,6 +23,9 @@ class Block:
         `metrics` is a dict of scalars.
       optimizer: any optax transformation; it sees this block's gradients only.
       clip: largest global norm of this block's gradients; None leaves them alone.
+      microbatches: parts of the batch that run one after another, their gradients averaged before the update: less
+        memory, more time, and the numbers of the whole batch where the loss is a mean over images. The leading axis of
+        every array of the stream and the targets must be the batch.
       enter: `stream -> stream`, applied before the first of a run of such blocks, where the stream changes its shape
         (a masking schedule drops tokens there); None where it does not.
     """
@@ -30,6 +34,7 @@ class Block:
     loss: Callable[[PyTree, PyTree, PyTree, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
     optimizer: optax.GradientTransformation
     clip: float | None = None
+    microbatches: int = 1
     enter: Callable[[PyTree], PyTree] | None = None
 
 
@@ -52,19 +57,25 @@ def block_update(
       The new state, the outgoing stream, and metrics: `loss`, `gradient_norm` (before clipping) and the loss's own.
     """
     stream = jax.lax.stop_gradient(stream)
-    forward_rng, loss_rng = jax.random.split(rng)
 
-    def local_loss(params):
-        out = block.forward(params, stream, forward_rng)
-        loss, metrics = block.loss(params, out, targets, loss_rng)
+    def local_loss(params, stream, targets, rng):
+        forward_rng, loss_rng = jax.random.split(rng)
+        with jax.named_scope("forward"):
+            out = block.forward(params, stream, forward_rng)
+        with jax.named_scope("local_loss"):
+            loss, metrics = block.loss(params, out, targets, loss_rng)
         return loss, (out, metrics)
 
-    (loss, (out, metrics)), grads = jax.value_and_grad(local_loss, has_aux=True)(state.params)
+    gradient = jax.value_and_grad(local_loss, has_aux=True)
+    if block.microbatches > 1:
+        gradient = _accumulated(gradient, block.microbatches)
+    (loss, (out, metrics)), grads = gradient(state.params, stream, targets, rng)
     norm = optax.tree.norm(grads)
     if block.clip is not None:
         grads, _ = optax.clip_by_global_norm(block.clip).update(grads, optax.EmptyState())
-    updates, opt_state = block.optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = block.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
     metrics = {**metrics, "loss": loss, "gradient_norm": norm}
     return BlockState(params, opt_state), out, metrics
 
@@ -79,7 +90,9 @@ def with_stem(block: Block, stem: Callable[[PyTree, PyTree, jax.Array], PyTree])
     def forward(params, inputs, rng):
         stem_params, block_params = params
         stem_rng, block_rng = jax.random.split(rng)
-        return block.forward(block_params, stem(stem_params, inputs, stem_rng), block_rng)
+        with jax.named_scope("stem"):
+            stream = stem(stem_params, inputs, stem_rng)
+        return block.forward(block_params, stream, block_rng)
 
     def loss(params, stream, targets, rng):
         return block.loss(params[1], stream, targets, rng)
@@ -94,4 +107,41 @@ def with_stem(block: Block, stem: Callable[[PyTree, PyTree, jax.Array], PyTree])
         ]
         return tuple(u for u, _ in updates), tuple(s for _, s in updates)
 
-    return Block(forward, loss, optax.GradientTransformation(init, update), block.clip)
+    optimizer = optax.GradientTransformation(init, update)
+    return Block(forward, loss, optimizer, block.clip, block.microbatches)
+
+
+def _accumulated(gradient, microbatches):
+    """Returns `gradient` as a loop over microbatches: the means of losses, metrics and gradients, and the whole stream.
+
+    Microbatch i takes every image whose index is i modulo their number: so a batch that is split over devices needs no
+    transfers, as each device's images fall evenly into all microbatches.
+    """
+
+    def whole(params, stream, targets, rng):
+        cut = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, microbatches, *leaf.shape[1:]), (stream, targets)
+        )
+
+        def part(i):
+            stream, targets = jax.tree.map(
+                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, axis=1, keepdims=False), cut
+            )
+            ((loss, (out, metrics)), grads) = gradient(
+                params, stream, targets, jax.random.fold_in(rng, i)
+            )
+            return (loss, metrics, grads), out
+
+        def body(total, i):
+            value, out = part(i)
+            return jax.tree.map(jnp.add, total, value), out
+
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part, 0)[0]
+        )
+        total, outs = jax.lax.scan(body, zeros, jnp.arange(microbatches))
+        loss, metrics, grads = jax.tree.map(lambda leaf: leaf / microbatches, total)
+        out = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), outs)
+        return (loss, (out, metrics)), grads
+
+    return whole

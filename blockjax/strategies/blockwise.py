@@ -41,9 +41,10 @@ def blockwise(
         collected = []
         start = 0
         if stem is not None:
-            stem_state, states, stream, metrics = _update_first(
-                with_stem(blocks[0], stem), stem_state, states, stream, targets, step_rng
-            )
+            with jax.named_scope("block_1"):
+                stem_state, states, stream, metrics = _update_first(
+                    with_stem(blocks[0], stem), stem_state, states, stream, targets, step_rng
+                )
             collected.append(metrics)
             start = 1
         for _, group in itertools.groupby(blocks[start:], key=id):
@@ -53,9 +54,10 @@ def blockwise(
             states, stream = jax.lax.optimization_barrier((states, stream))
             if block.enter is not None:
                 stream = block.enter(stream)
-            states, stream, metrics = _update_group(
-                block, states, stream, targets, step_rng, start, stop
-            )
+            with jax.named_scope(f"blocks_{start + 1}_to_{stop}"):
+                states, stream, metrics = _update_group(
+                    block, states, stream, targets, step_rng, start, stop
+                )
             collected.append(metrics)
             start = stop
         metrics = jax.tree.map(lambda *parts: jnp.concatenate(parts), *collected)

@@ -1,0 +1,5 @@
+"""What a compiled train step needs of device memory, on any accelerator, without having it."""
+
+from blockjax.memory.profile import MIB, DoesNotFit, MemoryProfile, profile, profile_compiled
+
+__all__ = ["MIB", "DoesNotFit", "MemoryProfile", "profile", "profile_compiled"]

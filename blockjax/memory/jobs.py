@@ -1,0 +1,101 @@
+"""Compiles in processes of their own, so that backends and flags do not mix and a crash costs one figure."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from blockjax import config as config_lib
+from blockjax.memory.buffers import Breakdown, read_breakdown
+from blockjax.memory.profile import DoesNotFit, MemoryProfile
+from blockjax.memory.targets import parse_target
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one process found.
+
+    Attributes:
+      profile: of the compiled step.
+      fields: of the config, filled in: strategy, remat, microbatches, decoder, depth, blocks and batch.
+      measured: bytes that running a few steps really took, if asked for.
+      breakdown: of the memory at its peak, if asked for.
+    """
+
+    profile: MemoryProfile
+    fields: dict[str, Any]
+    measured: int | None = None
+    breakdown: Breakdown | None = None
+
+
+def run_job(
+    config: ml_collections.ConfigDict,
+    target: str,
+    *,
+    measure: bool = False,
+    breakdown: bool = False,
+    dump: Path | None = None,
+) -> Result:
+    """Compiles a config's train step for a target in a new process.
+
+    Args:
+      config: as a config file returns it.
+      target: see `parse_target`.
+      measure: also run a few steps; local only.
+      breakdown: also read where the bytes go.
+      dump: folder for all that XLA writes about the program; None throws it away.
+
+    Raises:
+      ValueError: a bad config or target, a missing package, or a compiler that crashed.
+      DoesNotFit: the compiler refuses, since the device has too little memory.
+    """
+    parsed = parse_target(target)
+    with tempfile.TemporaryDirectory(prefix="blockjax_") as folder:
+        job, found = Path(folder) / "job.json", Path(folder) / "result.json"
+        job.write_text(
+            json.dumps({"config": config_lib.to_json(config), "target": target, "measure": measure})
+        )
+        environment = {**os.environ, **parsed.environment()}
+        written = Path(dump) if dump else Path(folder) / "xla"
+        if breakdown or dump:
+            flags = f"--xla_dump_to={written} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=.*train_step.*"
+            environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flags}".strip()
+        if measure:
+            environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+        process = subprocess.run(
+            [sys.executable, "-m", "blockjax.memory.worker", str(job), str(found)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if not found.exists():
+            raise ValueError(_crash(process))
+        result = json.loads(found.read_text())
+        if "error" in result:
+            if result["needed"] is not None or result["does_not_fit"]:
+                raise DoesNotFit(result["error"], result["needed"])
+            raise ValueError(result["error"])
+        return Result(
+            MemoryProfile(**result["profile"]),
+            result["fields"],
+            result["measured"],
+            read_breakdown(written) if breakdown else None,
+        )
+
+
+def _crash(process):
+    how = f"exit status {process.returncode}"
+    if process.returncode < 0:
+        how = signal.Signals(-process.returncode).name
+    lines = [line for line in process.stderr.splitlines() if line.strip()]
+    last = f": {lines[-1][:200]}" if lines else ""
+    return f"the compiler's process died ({how}){last}"

@@ -1,0 +1,218 @@
+"""The memory profile of a compiled train step, and how it is made for devices that are here and that are not."""
+
+import dataclasses
+import html
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from blockjax import config as config_lib
+from blockjax.learner import Learner, make_learner
+from blockjax.memory.flops import matmul_flops
+from blockjax.memory.targets import local_limit, parse_target
+from blockjax.sharding import make_mesh, mesh_shape, state_shardings
+
+MIB = 2**20
+
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+class DoesNotFit(ValueError):
+    """The compiler found that a step needs more memory than the device has."""
+
+    def __init__(self, message: str, needed: int | None = None):
+        """Keeps how many bytes the compiler says are needed, if it says so."""
+        super().__init__(message)
+        self.needed = needed
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryProfile:
+    """Bytes per device of one compiled step, from XLA's buffer assignment.
+
+    Attributes:
+      argument: parameters, optimizer state and batch, with the compiler's padding.
+      output: new state and metrics; almost all of it shares its buffer with an argument.
+      alias: bytes that arguments and outputs share.
+      temp: scratch: activations, gradients and what XLA needs between.
+      generated_code: the program itself, where the backend tells it.
+      host: arguments and scratch that live in host memory.
+      parameters: the part of the arguments that is parameters, without padding.
+      optimizer: the part that is optimizer state.
+      batch: the part that is images.
+      flops: of all matrix products of the step, over all devices (see `matmul_flops`).
+      collectives: how many of each collective operation the program holds; loops count once.
+      devices: over which the step is split.
+      limit: bytes that the device can hand out, where known.
+      compile_seconds: what compiling took.
+    """
+
+    argument: int
+    output: int
+    alias: int
+    temp: int
+    generated_code: int = 0
+    host: int = 0
+    parameters: int = 0
+    optimizer: int = 0
+    batch: int = 0
+    flops: float = 0.0
+    collectives: dict[str, int] = dataclasses.field(default_factory=dict)
+    devices: int = 1
+    limit: int | None = None
+    compile_seconds: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """All device memory of the step: argument + output - alias + temp."""
+        return self.argument + self.output - self.alias + self.temp
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the device can hold it; None where its memory is not known."""
+        return None if self.limit is None else self.total <= self.limit
+
+    def _rows(self):
+        yield "parameters", self.parameters
+        yield "optimizer state", self.optimizer
+        yield "batch", self.batch
+        yield (
+            "padding and rest of the arguments",
+            max(0, self.argument - self.parameters - self.optimizer - self.batch),
+        )
+        yield "activations and other scratch (temp)", self.temp
+        yield "outputs that share no argument's buffer", self.output - self.alias
+        yield "total on a device", self.total
+        if self.generated_code:
+            yield "generated code, beside the total", self.generated_code
+        if self.limit is not None:
+            yield "the device's memory", self.limit
+        if self.host:
+            yield "in host memory", self.host
+
+    def __str__(self) -> str:
+        """One line per part, in MiB."""
+        return "\n".join(f"{name:<42}{size / MIB:>12,.1f} MiB" for name, size in self._rows())
+
+    def _repr_html_(self) -> str:
+        """A table, for notebooks."""
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td style='text-align:right'>{size / MIB:,.1f}</td></tr>"
+            for name, size in self._rows()
+        )
+        return f"<table><tr><th></th><th>MiB per device</th></tr>{rows}</table>"
+
+
+def profile(config: ml_collections.ConfigDict, target: str = "local") -> MemoryProfile:
+    """Compiles a config's train step, allocating nothing, and returns its memory on one device.
+
+    It is the step that `python -m blockjax.main` runs: the same function, shardings and donation.
+
+    Args:
+      config: as a config file returns it.
+      target: see `parse_target`. For anything but "local" the step is compiled in a process of its own.
+
+    Raises:
+      ValueError: a bad config or target, or a package that must be installed first.
+      DoesNotFit: the compiler refuses, since the device has too little memory.
+    """
+    if parse_target(target).kind != "local":
+        from blockjax.memory.jobs import run_job  # which imports this file
+
+        return run_job(config, target).profile
+    learner, mesh, config = prepare(config, jax.devices())
+    return compile_step(learner, mesh, config.batch_size, local_limit(jax.devices()[0]))[1]
+
+
+def prepare(
+    config: ml_collections.ConfigDict, devices: list[jax.Device]
+) -> tuple[Learner, Mesh, ml_collections.ConfigDict]:
+    """Returns a config's learner and mesh on the given devices, and the config with its defaults filled in.
+
+    Raises:
+      ValueError: a bad config.
+    """
+    platform = "gpu" if devices[0].platform in ("cuda", "rocm") else devices[0].platform
+    config = config_lib.resolve(config, devices=len(devices), platform=platform)
+    steps = config.steps or 1000  # enters the learning rate only
+    config_lib.fill_lengths(config, steps)
+    mesh = make_mesh(mesh_shape(config.mesh, len(devices)), devices)
+    return make_learner(config, steps), mesh, config
+
+
+def compile_step(
+    learner: Learner, mesh: Mesh, batch_size: int, limit: int | None = None
+) -> tuple[jax.stages.Compiled, MemoryProfile]:
+    """Compiles a learner's train step for a mesh and returns it with its profile.
+
+    Raises:
+      DoesNotFit: the compiler refuses, since the device has too little memory.
+    """
+    start = time.perf_counter()
+    traced = learner.trace(mesh, batch_size)
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise _does_not_fit(str(error)) from error
+    seconds = time.perf_counter() - start
+
+    state = learner.abstract_state()
+    sizes = jax.tree.map(_shard_bytes, state, state_shardings(state, mesh))
+    parts = [part for part in (sizes.stem, sizes.blocks) if part is not None]
+    image = math.prod((batch_size, learner.vit.image_size, learner.vit.image_size, 3))
+    return compiled, dataclasses.replace(
+        profile_compiled(compiled),
+        parameters=sum(jax.tree.leaves([part.params for part in parts])),
+        optimizer=sum(jax.tree.leaves([part.opt_state for part in parts])),
+        batch=image // (mesh.shape["data"] * mesh.shape["fsdp"]),
+        flops=matmul_flops(traced.jaxpr),
+        collectives=count_collectives(compiled.as_text()),
+        devices=mesh.size,
+        limit=limit,
+        compile_seconds=seconds,
+    )
+
+
+def profile_compiled(compiled: jax.stages.Compiled) -> MemoryProfile:
+    """Reads what the compiler itself tells of any compiled function."""
+    # `peak_memory_in_bytes` would leave out scratch on CPU.
+    stats = compiled.memory_analysis()
+    return MemoryProfile(
+        argument=stats.argument_size_in_bytes,
+        output=stats.output_size_in_bytes,
+        alias=stats.alias_size_in_bytes,
+        temp=stats.temp_size_in_bytes,
+        generated_code=stats.generated_code_size_in_bytes,
+        host=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
+    )
+
+
+def count_collectives(program: str) -> dict[str, int]:
+    """Counts the collective operations in the text of an optimized program, an asynchronous pair as one."""
+    counts = {
+        name: len(re.findall(rf"= [^=\n]* {name}(?:-start)?\(", program)) for name in _COLLECTIVES
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def _shard_bytes(leaf: jax.ShapeDtypeStruct, sharding: Any) -> int:
+    return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def _does_not_fit(message):
+    used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", message)
+    if not used:
+        return DoesNotFit("does not fit: " + message.splitlines()[0][:300])
+    scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    needed = int(float(used[1]) * scale[used[2]])
+    return DoesNotFit(
+        f"does not fit: the compiler needs {used[1]} {used[2]}iB and the device has {used[3]} {used[4]}iB",
+        needed,
+    )

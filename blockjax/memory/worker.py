@@ -1,0 +1,88 @@
+"""The process behind `run_job`: reads a job, compiles it, writes what it found."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from blockjax.memory.profile import DoesNotFit, compile_step, prepare
+from blockjax.memory.targets import local_limit, parse_target
+from blockjax.sharding import batch_sharding
+from blockjax.writers import write_json_atomic
+
+_STEPS = 3
+
+
+def work(job: dict) -> dict:
+    """Compiles, and runs if asked to; see `run_job` for both dictionaries."""
+    target = parse_target(job["target"])
+    devices = target.devices()
+    learner, mesh, config = prepare(ml_collections.ConfigDict(job["config"]), devices)
+    limit = target.limit if target.limit is not None else local_limit(devices[0])
+    compiled, profile = compile_step(learner, mesh, config.batch_size, limit)
+    return {
+        "profile": dataclasses.asdict(profile),
+        "fields": {
+            "strategy": config.strategy,
+            "remat": config.remat,
+            "microbatches": config.microbatches,
+            "decoder": f"{config.decoder.kind} {config.decoder.depth}x{config.decoder.width}",
+            "depth": config.model.depth,
+            "blocks": 1 if config.strategy == "end_to_end" else config.blocks,
+            "batch": config.batch_size,
+        },
+        "measured": _measure(compiled, learner, mesh, config) if job["measure"] else None,
+    }
+
+
+def _measure(compiled, learner, mesh, config):
+    """Runs a few steps and returns the peak of the device's memory; of the process's resident memory on CPU."""
+    device = mesh.devices.flat[0]
+    before = _resident("VmRSS") if device.platform == "cpu" else 0
+    if device.platform == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak that compiling left
+    state = learner.init_for(compiled, jax.random.key(0))
+    side = learner.vit.image_size
+    images = np.zeros((config.batch_size, side, side, 3), np.uint8)
+    batch = jax.device_put({"image": images}, batch_sharding(mesh))
+    key = jax.device_put(jax.random.key(1), NamedSharding(mesh, PartitionSpec()))
+    for _ in range(_STEPS):
+        state, metrics = compiled(state, batch, key)
+    jax.block_until_ready((state, metrics))
+    if device.platform == "cpu":
+        return _resident("VmHWM") - before
+    return device.memory_stats()["peak_bytes_in_use"]
+
+
+def _resident(field):
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 2**10
+    raise ValueError(f"this system does not tell {field} of a process")
+
+
+def main() -> None:
+    """Runs the job in the file of the first argument, and writes the result to the second."""
+    job, found = map(Path, sys.argv[1:])
+    try:
+        result = work(json.loads(job.read_text()))
+    except ValueError as error:
+        fit = isinstance(error, DoesNotFit)
+        result = {
+            "error": str(error),
+            "does_not_fit": fit,
+            "needed": error.needed if fit else None,
+        }
+    except jax.errors.JaxRuntimeError as error:
+        text = " ".join(str(error).split())[:400]
+        result = {"error": f"the compiler refuses: {text}", "does_not_fit": False, "needed": None}
+    write_json_atomic(found, result)
+
+
+if __name__ == "__main__":
+    main()

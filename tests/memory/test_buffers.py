@@ -1,0 +1,79 @@
+"""Reading XLA's buffer assignment: a dump written by hand, and one by the CPU compiler."""
+
+import pytest
+
+from blockjax.memory.buffers import argument_origin, operation_origin, read_breakdown
+
+STEM = "module_0001.jit_train_step.cpu_after_optimizations"
+
+# 1000 bytes of arguments; in the scratch, a and b are alive together (700 bytes), c takes a's place later.
+ASSIGNMENT = """BufferAssignment:
+allocation 0: size 1000, parameter 0, shape |f32[250]| at ShapeIndex {}, maybe-live-out:
+ value: <1 p @0> (size=1000,offset=0): f32[250]{0}
+allocation 1: size 9999, color 1, preallocated-temp:
+ value: <2 fast @1> (size=9999,offset=0): f32[9]{0}
+allocation 2: size 800, preallocated-temp:
+ value: <3 a @0> (size=400,offset=0): f32[100]{0}
+ value: <4 b{0} @0> (size=300,offset=500): f32[75]{0}
+ value: <5 c @0> (size=400,offset=0): f32[100]{0}
+ value: <6 part @0> (size=100,offset=600): f32[25]{0}
+ value: <7 loop{1} (phi) @0> (size=400,offset=0): f32[100]{0}
+
+Used values:
+"""
+LIVE = """  BufferLiveRange:
+    p{}:0-9
+    a{}:1-3
+    b{0}:2-4
+    part{}:2-3
+    c{}:6-7
+    loop{1}:1-2
+"""
+PROGRAM = """
+  %p = f32[250]{0} parameter(0), metadata={op_name="state.blocks.params[\\'layers\\'][\\'mlp\\']"}
+  %a = f32[100]{0} add(%p, %p), metadata={op_name="jit(train_step)/block_1/transpose(jvp(forward))/Layer/mlp/add"}
+  ROOT %b = (f32[75]{0}) fusion(%a), calls=%x, metadata={op_name="jit(train_step)/block_1/optimizer/mul" id=3}
+"""
+
+
+@pytest.fixture
+def dump(tmp_path):
+    (tmp_path / f"{STEM}-buffer-assignment.txt").write_text(ASSIGNMENT)
+    (tmp_path / f"{STEM}-live-range.txt").write_text(LIVE)
+    (tmp_path / f"{STEM}.txt").write_text(PROGRAM)
+    return tmp_path
+
+
+def test_the_peak_and_who_fills_it(dump):
+    found = read_breakdown(dump)
+    assert found.size == 1800  # the chip's fast memory is not device memory
+    parts = {part.origin: part.size for part in found.parts}
+    assert parts == {
+        "blocks / parameters / layers": 1000,
+        "block_1 / forward / Layer / mlp / add (backward)": 400,
+        "block_1 / optimizer / mul": 300,  # the part inside it counts once
+        "": 100,
+    }
+    assert found.named == pytest.approx(1700 / 1800)
+
+
+def test_the_timeline_rises_and_falls(dump):
+    timeline = dict(read_breakdown(dump).timeline)
+    assert timeline[1] == 1400
+    assert timeline[4] == 1300  # a and part are gone
+    assert timeline[5] == 1000
+    assert timeline[6] == 1400
+
+
+def test_a_backend_without_a_dump(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no buffer assignment"):
+        read_breakdown(tmp_path)
+
+
+def test_origins():
+    assert argument_origin("state.stem.opt_state[0].mu['cls']") == "stem / optimizer state"
+    assert argument_origin("batch['image']") == "batch / image"
+    assert argument_origin("") == "arguments"
+    path = "jit(train_step)/blocks_2_to_4/while/body/closed_call/jvp(local_loss)/mlp_0/dot_general"
+    assert operation_origin(path) == "blocks_2_to_4 / local_loss / mlp_0 / dot_general"
+    assert operation_origin("") == ""

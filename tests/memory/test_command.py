@@ -1,0 +1,142 @@
+"""`python -m blockjax.memory`: rows, strategies, the largest batch, and the whole command."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from blockjax.memory.__main__ import BASELINES, largest_batch, vary
+from blockjax.memory.jobs import run_job
+from blockjax.memory.profile import DoesNotFit, count_collectives
+from tests.tiny import tiny_config
+
+
+def test_strategies_with_options():
+    config = vary(tiny_config(), "end_to_end+remat+accumulate4")
+    assert (config.strategy, config.remat, config.microbatches) == ("end_to_end", "layer", 4)
+    assert vary(tiny_config(), "blockwise+unroll").model.unroll == 1
+    assert vary(tiny_config(), "end_to_end+unroll").model.unroll == 4
+    assert vary(tiny_config(), "end_to_end+mae_decoder").decoder.depth == 8
+    with pytest.raises(ValueError, match=r"option 'rematt' is unknown; there is \+remat"):
+        vary(tiny_config(), "blockwise+rematt")
+
+
+@pytest.mark.parametrize("limit", [20, 100, 1_000, 99_999])
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_the_largest_batch_is_found_in_few_compilations(limit, multiple):
+    def total(batch):  # almost a line, and from some size on the compiler refuses
+        return None if batch > 50_000 else round(20 + 1.1 * batch + batch % 3)
+
+    asked = []
+
+    def compiled(batch):
+        asked.append(batch)
+        return total(batch)
+
+    found = largest_batch(compiled, limit, start=64, multiple=multiple)
+    largest = max(
+        (b for b in range(0, 50_001, multiple) if b and total(b) <= limit),
+        default=0,
+    )
+    assert found % multiple == 0
+    assert largest - max(multiple, 0.03 * largest) <= found <= largest
+    assert len(asked) == len(set(asked)) < 25
+
+
+def test_collectives_are_counted_once():
+    program = """
+      %a = f32[8]{0} all-reduce(%x), to_apply=%add
+      %b = (f32[8]{0}, f32[8]{0}) all-gather-start(%y), dimensions={0}
+      %c = f32[8]{0} all-gather-done(%b)
+      %d = f32[8]{0} add(%all-reduce.1, %c)
+    """
+    assert count_collectives(program) == {"all-reduce": 1, "all-gather": 1}
+
+
+def test_a_crash_names_the_signal(monkeypatch, tmp_path):
+    killer = tmp_path / "python"
+    killer.write_text("#!/bin/sh\necho first >&2\necho the last words >&2\nkill -SEGV $$\n")
+    killer.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(killer))
+    with pytest.raises(ValueError, match=r"died \(SIGSEGV\): the last words"):
+        run_job(tiny_config(), "local")
+
+
+def test_a_compiler_that_refuses_says_how_much_it_needs():
+    from blockjax.memory.profile import _does_not_fit
+
+    error = _does_not_fit(
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm. x"
+    )
+    assert isinstance(error, DoesNotFit)
+    assert error.needed == int(21.5 * 2**30)
+    assert "needs 21.50 GiB and the device has 15.75 GiB" in str(error)
+
+
+CONFIG = """
+from tests.tiny import tiny_config
+def get_config():
+    return tiny_config()
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "blockjax.memory", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=540,
+    )
+
+
+@pytest.mark.slow
+def test_the_whole_command(config_file, tmp_path):
+    out = tmp_path / "rows.json"
+    ran = command(
+        "--config", config_file, "--config.model.depth=8", "--strategies", "blockwise,nonsense",
+        "--breakdown", "--measure", "--json", out, "--plot", tmp_path / "bars.png",
+        "--timeline", tmp_path / "time.png", "--jobs", 2,
+    )  # fmt: skip
+    rows = {row["strategy_name"]: row for row in json.loads(out.read_text())}
+    assert list(rows) == [*BASELINES, "blockwise", "nonsense"]
+    assert ran.returncode == 1  # one row failed, the others are there
+    assert "strategy 'nonsense' is unknown" in rows["nonsense"]["error"]
+    row = rows["blockwise"]
+    assert row["depth"] == 8
+    assert (
+        row["total_device_bytes"]
+        == row["argument_bytes"] + row["output_bytes"] - row["alias_bytes"] + row["temp_bytes"]
+    )
+    assert row["parameter_bytes"] * 2 <= row["optimizer_bytes"] <= row["parameter_bytes"] * 2.01
+    assert row["named_fraction"] > 0.9
+    assert sum(part["size"] for part in row["breakdown"]) == pytest.approx(
+        row["total_device_bytes"], rel=0.05
+    )
+    assert row["measured_bytes"] > row["total_device_bytes"] / 2
+    assert rows["end_to_end+remat"]["flops"] > rows["end_to_end"]["flops"]
+    assert rows["end_to_end+remat+accumulate4"]["temp_bytes"] < rows["end_to_end"]["temp_bytes"]
+    for name in ("bars.png", "time.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_errors_before_anything_is_compiled(config_file):
+    for arguments, message in (
+        (["--targets", "h1000"], "target 'h1000' is unknown"),
+        (["--targets", "v5e", "--measure"], "--measure runs the step on the attached device"),
+        (["--config.model.dept=3"], "no such field; there is"),
+        (["--nonsense"], "argument '--nonsense' is unknown"),
+    ):
+        ran = command("--config", config_file, *arguments)
+        assert ran.returncode == 1
+        assert ran.stderr.startswith("error: ") and message in ran.stderr
+        assert "Traceback" not in ran.stderr
