@@ -5,9 +5,7 @@ import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Almost all time goes into compiling, and the compiled programs are tiny.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 from absl import flags

@@ -72,8 +72,9 @@ def unstack(tree, count):
         {"mask.schedule": "0.5,0.5,0.75,0.75"},
         {"blocks": 2, "remat": "layer", "optimizer.clip": 0.1},
         {"blocks": 1},
+        {"microbatches": 2},
     ],
-    ids=["default", "self_attention", "schedule", "remat_and_clip", "one_block"],
+    ids=["default", "self_attention", "schedule", "remat_and_clip", "one_block", "microbatches"],
 )
 def test_equals_a_python_loop_of_value_and_grad(overrides):
     learner, start, step = compiled(**overrides)

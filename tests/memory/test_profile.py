@@ -1,6 +1,6 @@
 """The promise in bytes: block-wise scratch memory does not grow with depth. Held by the compilers' own figures."""
 
-import argparse
+import dataclasses
 import importlib.util
 
 import jax
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from blockjax import memory
-from blockjax.memory import MemoryProfile, profile, profile_compiled, tpu_devices
+from blockjax.memory import MIB, profile, profile_compiled
+from blockjax.memory.targets import parse_target
 from blockjax.models.vit import ViT
 from blockjax.sharding import make_mesh
 from blockjax.strategies import Block, blockwise, end_to_end, init_state
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, tiny_learner
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)"
@@ -43,26 +43,34 @@ def test_on_cpu_blockwise_is_far_below_end_to_end(monkeypatch):
     assert temp("blockwise", "layer") < at_once
 
 
-def test_rows_of_the_table(monkeypatch):
-    """Layers per block stay the config's; the total counts shared buffers once."""
-    seen = []
+def test_parts_of_the_arguments():
+    found = profile(tiny_config(**{"mesh.data": 4}))
+    learner = tiny_learner()
+    state = learner.abstract_state()
 
-    def fake(config, target):
-        seen.append((config.strategy, config.model.depth, config.blocks, config.remat))
-        seen[-1] += (config.model.unroll, target)
-        return MemoryProfile(*(figure * memory.MIB for figure in (10, 8, 7, 5)))
+    def bytes_of(tree):
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
-    monkeypatch.setattr(memory, "profile", fake)
-    strategies = "end_to_end+unroll,blockwise+remat+unroll"
-    arguments = argparse.Namespace(depths="4,8", strategies=strategies, target="here")
-    rows = memory._rows(tiny_config(blocks=2), arguments)
-    assert seen == [
-        ("end_to_end", 4, 2, "none", 4, "here"),
-        ("end_to_end", 8, 4, "none", 8, "here"),
-        ("blockwise", 4, 2, "layer", 2, "here"),
-        ("blockwise", 8, 4, "layer", 2, "here"),
-    ]
-    assert rows[3][:6] == ["blockwise+remat+unroll", 8, 4, 10.0, 5.0, 16.0]
+    assert found.parameters == bytes_of([state.stem.params, state.blocks.params])
+    assert found.optimizer == bytes_of([state.stem.opt_state, state.blocks.opt_state])
+    assert found.batch == 8 * 32 * 32 * 3 // 4
+    assert found.devices == 4
+    assert found.collectives.get("all-reduce", 0) > 0
+    assert found.total == found.argument + found.output - found.alias + found.temp
+    assert found.fits
+    assert not dataclasses.replace(found, limit=found.total - 1).fits
+    # What is donated is not held twice.
+    assert found.alias > 0.98 * (found.parameters + found.optimizer)
+    assert f"{found.total / MIB:,.1f} MiB" in str(found)
+    assert f"{found.total / MIB:,.1f}" in found._repr_html_()
+
+
+def test_microbatches_need_less():
+    sizes = {"batch_size": 32, "strategy": "end_to_end", "remat": "layer"}
+    whole = profile(tiny_config(**sizes, **{"mesh.data": 4}))
+    cut = profile(tiny_config(**sizes, **{"mesh.data": 4, "microbatches": 4}))
+    assert cut.temp < whole.temp
+    assert cut.flops == pytest.approx(whole.flops)
 
 
 def tpu_temp(strategy, layers, remat="none"):
@@ -80,7 +88,7 @@ def tpu_temp(strategy, layers, remat="none"):
         params = {"layers": vit.init_layers(key, rows), "head": jnp.zeros((rows, 256, 48))}
         return init_state(block.optimizer, params)
 
-    mesh = make_mesh((1, 1, 1), tpu_devices("v5e:2x2")[:1])
+    mesh = make_mesh((1, 1, 1), parse_target("v5e").devices())
     on_chip = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     step = end_to_end(block) if rows == 1 else blockwise([block] * rows)
     step = jax.jit(step, donate_argnums=0, in_shardings=on_chip, out_shardings=on_chip)
@@ -95,20 +103,10 @@ def tpu_temp(strategy, layers, remat="none"):
 
 @needs_libtpu
 @pytest.mark.slow
-def test_compiled_for_tpu_blockwise_does_not_grow_with_depth():
+def test_compiled_for_tpu_blockwise_does_not_grow_with_depth(monkeypatch):
+    for name, value in parse_target("v5e").environment().items():
+        monkeypatch.setenv(name, value)
     at_12, at_24, at_48 = (tpu_temp("blockwise", layers) for layers in (12, 24, 48))
     assert max(at_12, at_24, at_48) < 1.02 * min(at_12, at_24, at_48)
     assert tpu_temp("end_to_end", 24) > 5 * at_24
     assert tpu_temp("end_to_end", 24, "layer") > at_24
-
-
-@needs_libtpu
-def test_unknown_topology():
-    with pytest.raises(ValueError, match="does not know the topology 'v99:2x2'"):
-        tpu_devices("v99:2x2")
-
-
-def test_missing_libtpu(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs libtpu.*pip install 'blockjax\[tpu\]'"):
-        tpu_devices("v5e:2x2")
