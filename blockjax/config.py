@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from typing import Any
 
 import ml_collections
@@ -205,10 +206,11 @@ def frugal_changes(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
         changes = {**changes, "strategy": "blockwise", "blocks": config.model.depth}
         found.append(changes)
     for share in (4, 16):
-        smaller = config.batch_size // share
-        cut = parts * changes.get("microbatches", config.microbatches)
-        if smaller >= cut and smaller % cut == 0:
-            found.append({**changes, "batch_size": smaller})
+        smaller = config.batch_size // (share * parts) * parts
+        if smaller:
+            microbatches = changes.get("microbatches", config.microbatches)
+            fitting = math.gcd(microbatches, smaller // parts)
+            found.append({**changes, "microbatches": fitting, "batch_size": smaller})
     return found
 
 

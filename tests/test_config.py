@@ -176,3 +176,33 @@ def test_bim_refuses_unknown_models():
         load_config("configs/bim.py:model=xxl7")
     with pytest.raises(ValueError, match="there is no such file"):
         load_config("configs/none.py")
+
+
+def test_frugal_changes_are_valid_configs_that_leave_the_most_alone_first():
+    config = config_lib.resolve(
+        tiny_config(strategy="end_to_end", batch_size=64), devices=1, platform="cpu"
+    )
+    changes = config_lib.frugal_changes(config)
+    assert changes[0] == {"remat": "layer"}
+    assert [list(change)[-1] for change in changes] == [
+        "remat", "microbatches", "microbatches", "blocks", "batch_size", "batch_size",
+    ]  # fmt: skip
+    for change in changes:
+        changed = config.copy_and_resolve_references()
+        for field, value in change.items():
+            config_lib.set_field(changed, field, value)
+        config_lib.resolve(changed, devices=1, platform="cpu")
+
+
+def test_fields_younger_than_a_saved_run_are_its_defaults():
+    new = config_lib.to_json(tiny_config())
+    saved = {field: value for field, value in new.items() if field != "microbatches"}
+    assert config_lib.differences(saved, new) == []
+    new["microbatches"] = 2
+    assert config_lib.differences(saved, new) == ["microbatches: 1 -> 2"]
+
+
+@pytest.mark.parametrize("field", ["model.dept", "modell.depth", "depth"])
+def test_a_field_that_is_not_there_cannot_be_set(field):
+    with pytest.raises(ValueError, match=f"--config.{field}: there is no"):
+        config_lib.set_field(tiny_config(), field, 1)

@@ -19,6 +19,7 @@ from PIL import Image
 from blockjax import pretrain
 from blockjax.checkpoint import Checkpoints
 from blockjax.main import load_config
+from blockjax.memory import DoesNotFit, MemoryProfile
 from blockjax.pretrain import Interrupted, Pretraining
 from blockjax.writers import read_metrics
 from tests.tiny import images, tiny_config
@@ -77,7 +78,7 @@ def comparable(workdir):
 def final_state(config, workdir, steps=STEPS):
     run = Pretraining(config, workdir)
     with contextlib.closing(Checkpoints(workdir / "checkpoints", keep=9)) as checkpoints:
-        state, _ = run._restore_or_init(checkpoints)
+        state, _ = run._restore_or_init(checkpoints, run._compile())
     assert int(state.step) == steps
     return jax.device_get(state)
 
@@ -183,6 +184,35 @@ def test_a_second_signal_has_its_usual_effect():
         os.kill(os.getpid(), signal.SIGINT)
         assert caught == [signal.SIGINT]
         os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("needed", "message"),
+    [
+        (
+            lambda learner, batch: 100 if learner.vit.remat == "none" else 40,
+            "--config.remat=layer needs 40 MiB",
+        ),
+        (
+            lambda learner, batch: 10 * batch,
+            "--config.remat=layer --config.microbatches=1 --config.strategy=blockwise --config.blocks=4 "
+            "--config.batch_size=4 needs 40 MiB",
+        ),
+        (lambda learner, batch: 100, "nothing near fits"),
+    ],
+)
+def test_a_step_that_does_not_fit_names_what_would(arrays, tmp_path, monkeypatch, needed, message):
+    def compiled(learner, mesh, batch_size, limit):
+        size = needed(learner, batch_size) * pretrain.MIB
+        return None, MemoryProfile(argument=0, output=0, alias=0, temp=size, limit=limit)
+
+    monkeypatch.setattr(pretrain, "local_limit", lambda device: 50 * pretrain.MIB)
+    monkeypatch.setattr(pretrain, "compile_step", compiled)
+    config = config_of(arrays, blocks=2, batch_size=16, **{"mesh.data": 4})
+    with pytest.raises(
+        DoesNotFit, match=rf"needs 1\d0 MiB on each device, which has 50; .*{message}"
+    ):
+        Pretraining(config, tmp_path).run()
 
 
 def test_a_workdir_belongs_to_one_config(finished, arrays):
