@@ -49,6 +49,7 @@ def _main(argv):
     _use_compilation_cache()
     # After the flags: --help stays quick.
     from blockjax.checkpoint import UnusableCheckpoint
+    from blockjax.data.augment import CorruptImage
     from blockjax.memory import DoesNotFit
     from blockjax.pretrain import Interrupted, Pretraining
 
@@ -64,7 +65,7 @@ def _main(argv):
     except Interrupted as stop:
         print(stop, flush=True)
         sys.exit(1)
-    except (FloatingPointError, DoesNotFit, UnusableCheckpoint) as error:
+    except (FloatingPointError, DoesNotFit, UnusableCheckpoint, CorruptImage) as error:
         sys.exit(f"error: {error}")
 
 

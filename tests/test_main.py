@@ -5,6 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from blockjax import main, pretrain
+from blockjax.checkpoint import UnusableCheckpoint
+from blockjax.data.augment import CorruptImage
+from blockjax.memory import DoesNotFit
 
 
 @pytest.mark.parametrize(
@@ -12,6 +15,9 @@ from blockjax import main, pretrain
     [
         ("init", ValueError("blocks 3 does not fit"), "error: blocks 3 does not fit", ""),
         ("run", FloatingPointError("step 2 is nan"), "error: step 2 is nan", ""),
+        ("run", DoesNotFit("the step needs 9 MiB"), "error: the step needs 9 MiB", ""),
+        ("run", UnusableCheckpoint("all are damaged"), "error: all are damaged", ""),
+        ("run", CorruptImage("a.png: cut short"), "error: a.png: cut short", ""),
         ("run", pretrain.Interrupted("SIGTERM: stopped"), 1, "SIGTERM: stopped\n"),
     ],
 )

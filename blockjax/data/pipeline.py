@@ -156,7 +156,7 @@ class _DecodedBatches:
                         error,
                     )
                 self._corrupt.add(candidate)
-        raise ValueError(_none_readable(self._source))
+        raise augment.CorruptImage(_none_readable(self._source))
 
 
 class TrainIterator(Iterator[dict[str, np.ndarray]]):
@@ -439,7 +439,7 @@ def _decode_all(
         errors = list(pool.map(read, range(len(indices))))
     bad = [place for place, error in enumerate(errors) if error is not None]
     if len(bad) == len(indices):
-        raise ValueError(_none_readable(source))
+        raise augment.CorruptImage(_none_readable(source))
     if bad:
         _refuse_if(on_corrupt == "error", source.name(int(indices[bad[0]])), errors[bad[0]])
         names = [f"{source.name(int(indices[place]))} ({errors[place]})" for place in bad[:10]]
