@@ -53,7 +53,7 @@ def timelines(lines: list[dict[str, Any]]) -> bytes:
 
 def _depths(groups):
     figure, panels = plt.subplots(
-        len(groups) or 1, 2, figsize=(9, 3.6 * max(1, len(groups))), squeeze=False
+        len(groups) or 1, 2, figsize=(11, 3.6 * max(1, len(groups))), squeeze=False
     )
     for row, ((config, target), lines) in zip(panels, groups.items(), strict=False):
         colors = _colors(lines)
@@ -68,11 +68,12 @@ def _depths(groups):
                 )
                 if points:
                     axis.plot(*zip(*points, strict=True), marker="o", color=color, label=name)
-            axis.set(
-                title=f"{title}, {target}", xlabel="layers", ylabel="MiB per device", yscale="log"
-            )
-            axis.grid(alpha=0.3, which="both")
-        row[0].legend(frameon=False, fontsize=8)
+            axis.set(title=f"{title}, {target}", xlabel="layers", ylabel="MiB per device")
+            axis.set_yscale("log", base=2)
+            axis.yaxis.set_major_formatter("{x:,.0f}")
+            axis.set_xticks(sorted({line["depth"] for line in lines}))
+            axis.grid(alpha=0.3)
+        row[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         row[0].annotate(config, (0, 1.15), xycoords="axes fraction", fontsize=8)
     figure.tight_layout()
     return _png(figure)

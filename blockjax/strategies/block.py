@@ -73,6 +73,9 @@ def block_update(
     norm = optax.tree.norm(grads)
     if block.clip is not None:
         grads, _ = optax.clip_by_global_norm(block.clip).update(grads, optax.EmptyState())
+    # Else XLA fuses the last product of each gradient into the update in place of the whole stack, believes that to be
+    # the dearer the more blocks there are, puts it off, and keeps the activations until then.
+    grads = jax.lax.optimization_barrier(grads)
     with jax.named_scope("optimizer"):
         updates, opt_state = block.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
