@@ -7,24 +7,23 @@ import jax
 import ml_collections
 import numpy as np
 
-from blockjax import config as config_lib
 from blockjax.data.pipeline import train_batches
 from blockjax.data.sources import open_source
-from blockjax.learner import make_learner
 from blockjax.main import load_config
-from blockjax.memory.profile import MIB, compile_step
+from blockjax.memory.profiles import MIB, compile_step, prepare
 from blockjax.progress import render_table
-from blockjax.sharding import batch_sharding, make_mesh, mesh_shape
+from blockjax.sharding import batch_sharding
+from blockjax.variants import vary
 
-# Name -> what differs from the config. The first row is what all others are compared with.
-STEP_VARIANTS = {
-    "blockwise": {"strategy": "blockwise"},
-    "blockwise, remat": {"strategy": "blockwise", "remat": "layer"},
-    "end to end": {"strategy": "end_to_end"},
-    "end to end, unrolled": {"strategy": "end_to_end", "unroll": True},
-    "end to end, remat": {"strategy": "end_to_end", "remat": "layer"},
-    "end to end, MAE's decoder": {"strategy": "end_to_end", "unroll": True, "mae_decoder": True},
-}
+# The first row is what all others are compared with.
+STEP_VARIANTS = (
+    "blockwise",
+    "blockwise+remat",
+    "end_to_end",
+    "end_to_end+unroll",
+    "end_to_end+remat",
+    "end_to_end+unroll+mae_decoder",
+)
 
 
 def main() -> None:
@@ -40,17 +39,17 @@ def main() -> None:
 
 def step(config: ml_collections.ConfigDict, rounds: int) -> None:
     """Prints each strategy's step time as a ratio to `blockwise`: medians of steps taken in turns."""
-    runners = {name: _Runner(_variant(config, **fields)) for name, fields in STEP_VARIANTS.items()}
+    runners = {name: _Runner(vary(config, name)) for name in STEP_VARIANTS}
     times = {name: [] for name in runners}
     for _ in range(rounds):
         for name, runner in runners.items():
             runner.seconds()  # the variant before it has left its own data in the caches
             times[name].append(runner.seconds())
     medians = {name: float(np.median(seconds)) for name, seconds in times.items()}
-    base = medians["blockwise"]
+    base = medians[STEP_VARIANTS[0]]
     render_table(
         f"step time, {jax.devices()[0].device_kind}, batch {config.batch_size}, {rounds} rounds",
-        ["strategy", "ms", "time / blockwise", "scratch MiB"],
+        ["strategy", "ms", f"time / {STEP_VARIANTS[0]}", "scratch MiB"],
         [
             [name, round(1000 * t), t / base, round(runners[name].temp / MIB)]
             for name, t in medians.items()
@@ -60,7 +59,7 @@ def step(config: ml_collections.ConfigDict, rounds: int) -> None:
 
 def pipeline(config: ml_collections.ConfigDict, rounds: int) -> None:
     """Prints how many images per second the host makes, and how many the train step takes."""
-    resolved = _resolve(config)
+    resolved = prepare(config, jax.devices())[2]
     data = resolved.data
     batches = train_batches(
         open_source(data.source, data.train_split, data.dir),
@@ -92,10 +91,7 @@ class _Runner:
     """A compiled train step with its state, on one random batch."""
 
     def __init__(self, config):
-        config = _resolve(config)
-        devices = jax.devices()
-        mesh = make_mesh(mesh_shape(config.mesh, len(devices)), devices)
-        learner = make_learner(config, config.steps)
+        learner, mesh, config = prepare(config, jax.devices())
         self._step, profile = compile_step(learner, mesh, config.batch_size)
         self.temp = profile.temp
         self._state = learner.init_for(self._step, jax.random.key(0))
@@ -112,24 +108,6 @@ class _Runner:
         self._state, _ = self._step(self._state, self._batch, self._key)
         jax.block_until_ready(self._state)
         return time.perf_counter() - start
-
-
-def _resolve(config):
-    config = config_lib.resolve(config, devices=jax.device_count(), platform=jax.default_backend())
-    config.steps = config.steps or 1000  # enters the learning rate only
-    config_lib.fill_lengths(config, config.steps)
-    return config
-
-
-def _variant(config, *, strategy, remat="none", unroll=False, mae_decoder=False):
-    config = config.copy_and_resolve_references()
-    config.strategy, config.remat = strategy, remat
-    if unroll:
-        config.model.unroll = _resolve(config).model.depth
-    if mae_decoder:
-        config.decoder.kind = "self_attention"
-        config.decoder.depth, config.decoder.width, config.decoder.fraction = 8, 512, 1.0
-    return config
 
 
 if __name__ == "__main__":

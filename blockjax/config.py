@@ -155,6 +155,19 @@ def resolve(
     return config
 
 
+def depth(config: ml_collections.ConfigDict) -> int:
+    """Returns the number of layers of a config as a config file returns it.
+
+    Raises:
+      ValueError: the depth is the preset's, and the preset is unknown.
+    """
+    if config.model.depth is not None:
+        return config.model.depth
+    preset = str(config.model.preset).lower()
+    _one_of("model.preset", preset, PRESETS)
+    return PRESETS[preset][1]
+
+
 def total_steps(config: ml_collections.ConfigDict, examples: int) -> int:
     """Returns the run's length in steps, for a training set of `examples` images.
 

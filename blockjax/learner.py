@@ -133,11 +133,11 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
             grid=vit.grid,
             patch_values=model.patch_size**2 * 3,
             dtype=dtype,
+            remat=config.remat,
         ),
         fraction=decoder.fraction,
         normalize_pixels=config.loss.normalize_pixels,
         implementation=config.loss.implementation,
-        remat=config.remat,
     )
     schedule = learning_rate_schedule(
         config.optimizer.base_learning_rate,

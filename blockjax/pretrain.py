@@ -21,7 +21,7 @@ from blockjax.checkpoint import Checkpoints
 from blockjax.data.pipeline import DevicePrefetch, evaluation_images, train_batches
 from blockjax.data.sources import open_source
 from blockjax.learner import make_learner, state_formats
-from blockjax.memory.profile import MIB, DoesNotFit, compile_step
+from blockjax.memory.profiles import MIB, DoesNotFit, compile_step
 from blockjax.memory.targets import local_limit
 from blockjax.progress import Progress, render_table
 from blockjax.sharding import batch_sharding, make_mesh, mesh_shape, state_shardings

@@ -6,7 +6,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -18,14 +17,11 @@ import ml_collections
 from blockjax import config as config_lib
 from blockjax.memory import plot
 from blockjax.memory.jobs import Result, run_job
-from blockjax.memory.profile import MIB, DoesNotFit
+from blockjax.memory.profiles import MIB, DoesNotFit
 from blockjax.memory.targets import parse_target
 from blockjax.progress import render_table
+from blockjax.variants import BASELINES, OPTIONS, vary
 from blockjax.writers import write_bytes_atomic, write_json_atomic
-
-# With the same decoder, so that only the training differs. They stand in every comparison.
-BASELINES = ("end_to_end", "end_to_end+remat", "end_to_end+remat+accumulate4")
-OPTIONS = "+remat, +accumulateN (N microbatches), +unroll, +mae_decoder (MAE's own: 8 layers of width 512, all patches)"
 
 _EPILOG = f"""
 strategies: end_to_end or blockwise, with options behind: {OPTIONS}.
@@ -85,38 +81,9 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     found = _run(rows, arguments)
-    _report(rows, found, arguments)
+    _report(found, arguments)
     if any("error" in line for line in found):
         sys.exit(1)
-
-
-def vary(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
-    """Returns a config under a strategy with options, such as "end_to_end+remat+accumulate4".
-
-    Raises:
-      ValueError: an unknown option.
-    """
-    config = config.copy_and_resolve_references()
-    config.strategy, *options = variant.split("+")
-    config.remat, config.microbatches, config.model.unroll = "none", 1, 1
-    for option in options:
-        if option == "remat":
-            config.remat = "layer"
-        elif option.startswith("accumulate") and option[10:].isdigit():
-            config.microbatches = int(option[10:])
-        elif option == "unroll":
-            depth = config_lib.resolve(config, devices=1, platform="cpu").model.depth
-            config.model.unroll = (
-                depth if config.strategy == "end_to_end" else depth // config.blocks
-            )
-        elif option == "mae_decoder":
-            config.decoder.kind = "self_attention"
-            config.decoder.depth, config.decoder.width, config.decoder.fraction = 8, 512, 1.0
-        else:
-            raise ValueError(
-                f"strategy {variant!r}: option {option!r} is unknown; there is {OPTIONS}"
-            )
-    return config
 
 
 def largest_batch(total: Callable[[int], int | None], limit: int, start: int, multiple: int) -> int:
@@ -197,7 +164,7 @@ def _rows(arguments, changes):
             config_lib.set_field(base, field, value)
         if arguments.batch is not None:
             base.batch_size = arguments.batch
-        depth = _depth(base)
+        depth = config_lib.depth(base)
         try:
             depths = [int(d) for d in arguments.depths.split(",") if d] or [depth]
         except ValueError as error:
@@ -210,12 +177,6 @@ def _rows(arguments, changes):
             config.blocks = max(1, layers * base.blocks // depth)
             rows.append(Row(source, variant, target, vary(config, variant)))
     return rows
-
-
-def _depth(config):
-    config = config.copy_and_resolve_references()
-    config.mesh.data, config.mesh.fsdp = 1, 1
-    return config_lib.resolve(config, devices=1, platform="cpu").model.depth
 
 
 def _run(rows, arguments):
@@ -264,14 +225,22 @@ def _line(row, index, arguments):
     )
     wanted = arguments.breakdown or arguments.timeline is not None
     try:
-        result = run_job(config, row.target, measure=arguments.measure, breakdown=wanted, dump=dump)
-        line |= _figures(result)
-        if arguments.max_batch:
-            line["max_batch"] = _max_batch(row, result)
-    except DoesNotFit as error:
-        line |= {"fits": False, "total_device_bytes": error.needed, "refused": str(error)}
-        if arguments.max_batch:
-            line["max_batch"] = _max_batch(row, None)
+        try:
+            result = run_job(
+                config, row.target, measure=arguments.measure, breakdown=wanted, dump=dump
+            )
+        except DoesNotFit as error:
+            line |= {"fits": False, "total_device_bytes": error.needed, "refused": str(error)}
+            devices, limit, total = error.devices, error.limit, None
+        else:
+            line |= _figures(result)
+            devices, limit, total = (
+                result.profile.devices,
+                result.profile.limit,
+                result.profile.total,
+            )
+        if arguments.max_batch and limit is not None:
+            line["max_batch"] = _max_batch(row, devices, limit, total)
     except (ValueError, FileNotFoundError) as error:
         line["error"] = " ".join(str(error).split())
     return line
@@ -280,7 +249,6 @@ def _line(row, index, arguments):
 def _figures(result: Result):
     p = result.profile
     figures = {
-        **result.fields,
         "devices": p.devices,
         "argument_bytes": p.argument,
         "output_bytes": p.output,
@@ -307,16 +275,12 @@ def _figures(result: Result):
     return figures
 
 
-def _max_batch(row, result):
-    limit = result.profile.limit if result else parse_target(row.target).limit
-    if limit is None:
-        return None
-    devices = result.profile.devices if result else 1
-    multiple = math.lcm(devices, row.config.microbatches * devices)
+def _max_batch(row, devices, limit, first):
+    """Returns the largest batch that fits; `first` is what the row's own batch takes, None if it was refused."""
 
     def total(batch):
-        if result and batch == row.config.batch_size:
-            return result.profile.total
+        if batch == row.config.batch_size:
+            return first
         config = row.config.copy_and_resolve_references()
         config.batch_size = batch
         try:
@@ -324,10 +288,11 @@ def _max_batch(row, result):
         except DoesNotFit:
             return None
 
+    multiple = devices * row.config.microbatches
     return largest_batch(total, limit, row.config.batch_size, multiple)
 
 
-def _report(rows, found, arguments):
+def _report(found, arguments):
     for (source, target), group in itertools.groupby(
         found, key=lambda line: (line["config"], line["target"])
     ):

@@ -1,4 +1,4 @@
-"""Compiles in processes of their own, so that backends and flags do not mix and a crash costs one figure."""
+"""Compiles a config's train step for any target, in processes of their own where backends and flags would mix."""
 
 import dataclasses
 import json
@@ -8,14 +8,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
+import jax
 import ml_collections
 
 from blockjax import config as config_lib
 from blockjax.memory.buffers import Breakdown, read_breakdown
-from blockjax.memory.profile import DoesNotFit, MemoryProfile
-from blockjax.memory.targets import parse_target
+from blockjax.memory.profiles import DoesNotFit, MemoryProfile, compile_step, prepare
+from blockjax.memory.targets import local_limit, parse_target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +24,32 @@ class Result:
 
     Attributes:
       profile: of the compiled step.
-      fields: of the config, filled in: strategy, remat, microbatches, decoder, depth, blocks and batch.
       measured: bytes that running a few steps really took, if asked for.
       breakdown: of the memory at its peak, if asked for.
     """
 
     profile: MemoryProfile
-    fields: dict[str, Any]
     measured: int | None = None
     breakdown: Breakdown | None = None
+
+
+def profile(config: ml_collections.ConfigDict, target: str = "local") -> MemoryProfile:
+    """Compiles a config's train step, allocating nothing, and returns its memory on one device.
+
+    It is the step that `python -m blockjax.main` runs: the same function, shardings and donation.
+
+    Args:
+      config: as a config file returns it.
+      target: see `parse_target`. "local" is compiled in this process, anything else in one of its own.
+
+    Raises:
+      ValueError: a bad config or target, or a package that must be installed first.
+      DoesNotFit: the compiler refuses, since the device has too little memory.
+    """
+    if parse_target(target).kind != "local":
+        return run_job(config, target).profile
+    learner, mesh, config = prepare(config, jax.devices())
+    return compile_step(learner, mesh, config.batch_size, local_limit(jax.devices()[0]))[1]
 
 
 def run_job(
@@ -43,7 +60,7 @@ def run_job(
     breakdown: bool = False,
     dump: Path | None = None,
 ) -> Result:
-    """Compiles a config's train step for a target in a new process.
+    """Compiles a config's train step for a target in a new process; a compiler that crashes costs this figure only.
 
     Args:
       config: as a config file returns it.
@@ -81,12 +98,11 @@ def run_job(
             raise ValueError(_crash(process))
         result = json.loads(found.read_text())
         if "error" in result:
-            if result["needed"] is not None or result["does_not_fit"]:
-                raise DoesNotFit(result["error"], result["needed"])
+            if result["does_not_fit"] is not None:
+                raise DoesNotFit(result["error"], **result["does_not_fit"])
             raise ValueError(result["error"])
         return Result(
             MemoryProfile(**result["profile"]),
-            result["fields"],
             result["measured"],
             read_breakdown(written) if breakdown else None,
         )

@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")  # draws to files; needs no screen
 from matplotlib import pyplot as plt
 
-MIB = 2**20
+from blockjax.memory.profiles import MIB
 
 _STYLES = {"end_to_end": ("tab:red", "tab:orange", "tab:brown", "tab:pink")}
 _STYLES["blockwise"] = ("tab:blue", "tab:cyan", "tab:green", "tab:purple")

@@ -61,87 +61,32 @@ class _Gpu:
 
 
 _KIB, _MIB = 2**10, 2**20
+_T4 = _Gpu(
+    "Tesla T4", (7, 5), 40, 64, 1024, 64 * _KIB, 64 * _KIB, 4 * _MIB, 1.59, 320e9, 15 * GIB
+)  # fmt: skip
+_V100 = _Gpu(
+    "Tesla V100-SXM2-16GB", (7, 0), 80, 64, 2048, 96 * _KIB, 96 * _KIB, 6 * _MIB, 1.53, 898e9, 16_151 * _MIB
+)  # fmt: skip
+_A100 = _Gpu(
+    "NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 2048, 164 * _KIB, 163 * _KIB, 40 * _MIB, 1.41, 2039e9, 81_158 * _MIB
+)  # fmt: skip
+_L4 = _Gpu(
+    "NVIDIA L4", (8, 9), 58, 128, 1536, 100 * _KIB, 99 * _KIB, 48 * _MIB, 2.04, 300e9, 23_034 * _MIB
+)  # fmt: skip
+_H100 = _Gpu(
+    "NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 2048, 228 * _KIB, 227 * _KIB, 50 * _MIB, 1.98, 3352e9, 81_008 * _MIB
+)  # fmt: skip
 _GPUS = {
-    "t4": _Gpu(
-        "Tesla T4", (7, 5), 40, 64, 1024, 64 * _KIB, 64 * _KIB, 4 * _MIB, 1.59, 320e9, 15 * GIB
+    "t4": _T4,
+    "v100": _V100,
+    "a100-40": dataclasses.replace(
+        _A100, description="NVIDIA A100-SXM4-40GB", bandwidth=1555e9, memory=40_370 * _MIB
     ),
-    "v100": _Gpu(
-        "Tesla V100-SXM2-16GB",
-        (7, 0),
-        80,
-        64,
-        2048,
-        96 * _KIB,
-        96 * _KIB,
-        6 * _MIB,
-        1.53,
-        898e9,
-        16_151 * _MIB,
-    ),
-    "a100-40": _Gpu(
-        "NVIDIA A100-SXM4-40GB",
-        (8, 0),
-        108,
-        64,
-        2048,
-        164 * _KIB,
-        163 * _KIB,
-        40 * _MIB,
-        1.41,
-        1555e9,
-        40_370 * _MIB,
-    ),
-    "a100": _Gpu(
-        "NVIDIA A100-SXM4-80GB",
-        (8, 0),
-        108,
-        64,
-        2048,
-        164 * _KIB,
-        163 * _KIB,
-        40 * _MIB,
-        1.41,
-        2039e9,
-        81_158 * _MIB,
-    ),
-    "l4": _Gpu(
-        "NVIDIA L4",
-        (8, 9),
-        58,
-        128,
-        1536,
-        100 * _KIB,
-        99 * _KIB,
-        48 * _MIB,
-        2.04,
-        300e9,
-        23_034 * _MIB,
-    ),
-    "h100": _Gpu(
-        "NVIDIA H100 80GB HBM3",
-        (9, 0),
-        132,
-        128,
-        2048,
-        228 * _KIB,
-        227 * _KIB,
-        50 * _MIB,
-        1.98,
-        3352e9,
-        81_008 * _MIB,
-    ),
-    "h200": _Gpu(
-        "NVIDIA H200 141GB HBM3e",
-        (9, 0),
-        132,
-        128,
-        2048,
-        228 * _KIB,
-        227 * _KIB,
-        50 * _MIB,
-        1.98,
-        4800e9,
-        144_384 * _MIB,
+    "a100": _A100,
+    "l4": _L4,
+    "h100": _H100,
+    "h200": dataclasses.replace(
+        _H100, description="NVIDIA H200 141GB HBM3e", bandwidth=4800e9, memory=144_384 * _MIB
     ),
 }
 

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from blockjax.memory.profile import DoesNotFit, compile_step, prepare
+from blockjax.memory.profiles import DoesNotFit, compile_step, prepare
 from blockjax.memory.targets import local_limit, parse_target
 from blockjax.sharding import batch_sharding
 from blockjax.writers import write_json_atomic
@@ -27,15 +27,6 @@ def work(job: dict) -> dict:
     compiled, profile = compile_step(learner, mesh, config.batch_size, limit)
     return {
         "profile": dataclasses.asdict(profile),
-        "fields": {
-            "strategy": config.strategy,
-            "remat": config.remat,
-            "microbatches": config.microbatches,
-            "decoder": f"{config.decoder.kind} {config.decoder.depth}x{config.decoder.width}",
-            "depth": config.model.depth,
-            "blocks": 1 if config.strategy == "end_to_end" else config.blocks,
-            "batch": config.batch_size,
-        },
         "measured": _measure(compiled, learner, mesh, config) if job["measure"] else None,
     }
 
@@ -71,16 +62,14 @@ def main() -> None:
     job, found = map(Path, sys.argv[1:])
     try:
         result = work(json.loads(job.read_text()))
+    except DoesNotFit as error:
+        figures = {"needed": error.needed, "limit": error.limit, "devices": error.devices}
+        result = {"error": str(error), "does_not_fit": figures}
     except ValueError as error:
-        fit = isinstance(error, DoesNotFit)
-        result = {
-            "error": str(error),
-            "does_not_fit": fit,
-            "needed": error.needed if fit else None,
-        }
+        result = {"error": str(error), "does_not_fit": None}
     except jax.errors.JaxRuntimeError as error:
         text = " ".join(str(error).split())[:400]
-        result = {"error": f"the compiler refuses: {text}", "does_not_fit": False, "needed": None}
+        result = {"error": f"the compiler refuses: {text}", "does_not_fit": None}
     write_json_atomic(found, result)
 
 

@@ -10,11 +10,18 @@ from blockjax.models.position import sincos_2d
 from blockjax.models.vit import Attention, Layer, Mlp, layer_norm
 
 
-class CrossAttentionDecoder(nn.Module):
-    """Mask queries attend to the visible tokens and not to each other (CrossMAE, arXiv 2401.14391).
+class Decoder(nn.Module):
+    """The hyperparameters of a decoder.
 
-    A query's prediction does not depend on which other patches are decoded, so any part of the masked patches may be
-    decoded in a step.
+    Attributes:
+      width: of its tokens; the encoder's tokens are projected to it.
+      depth: in layers.
+      heads: of each layer's attention.
+      grid: rows and columns of patches.
+      patch_values: values of a patch (P).
+      dtype: of activations.
+      remat: "none", or "layer": recompute each layer in the backward pass, where there are several. (The backward pass
+        of a single layer comes right after its forward pass: nothing would be saved.)
     """
 
     width: int
@@ -23,6 +30,25 @@ class CrossAttentionDecoder(nn.Module):
     grid: tuple[int, int]
     patch_values: int
     dtype: Any
+    remat: str = "none"
+
+    def _rematerialized(self, layer, **options):
+        return nn.remat(layer, **options) if self.remat == "layer" and self.depth > 1 else layer
+
+    def _positions(self, positions_BN):
+        return jnp.asarray(sincos_2d(*self.grid, self.width), self.dtype)[positions_BN]
+
+    def _mask_tokens(self, masked_BM):
+        token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
+        return token.astype(self.dtype) + self._positions(masked_BM)
+
+
+class CrossAttentionDecoder(Decoder):
+    """Mask queries attend to the visible tokens and not to each other (CrossMAE, arXiv 2401.14391).
+
+    A query's prediction does not depend on which other patches are decoded, so any part of the masked patches may be
+    decoded in a step.
+    """
 
     @nn.compact
     def __call__(
@@ -42,25 +68,16 @@ class CrossAttentionDecoder(nn.Module):
         context = layer_norm(self.dtype, "norm")(tokens_BTD)
         context = _dense(self.width, self.dtype, "embed")(context)
         context = layer_norm(self.dtype, "context_norm")(context)
-        queries = _mask_tokens(self, masked_BM)
+        queries = self._mask_tokens(masked_BM)
+        layer = self._rematerialized(_cross_layer, static_argnums=(3,))
         for i in range(self.depth):
-            normed = layer_norm(self.dtype, f"query_norm_{i}")(queries)
-            queries += Attention(self.heads, self.dtype, name=f"attention_{i}")(normed, context)
-            normed = layer_norm(self.dtype, f"mlp_norm_{i}")(queries)
-            queries += Mlp(4.0, self.dtype, name=f"mlp_{i}")(normed)
+            queries = layer(self, queries, context, i)
         queries = layer_norm(self.dtype, "out_norm")(queries)
         return _dense(self.patch_values, self.dtype, "pixels")(queries).astype(jnp.float32)
 
 
-class SelfAttentionDecoder(nn.Module):
+class SelfAttentionDecoder(Decoder):
     """MAE's own decoder (arXiv 2111.06377): transformer layers over visible tokens and mask tokens together."""
-
-    width: int
-    depth: int
-    heads: int
-    grid: tuple[int, int]
-    patch_values: int
-    dtype: Any
 
     @nn.compact
     def __call__(
@@ -70,10 +87,11 @@ class SelfAttentionDecoder(nn.Module):
         tokens = layer_norm(self.dtype, "norm")(tokens_BTD)
         tokens = _dense(self.width, self.dtype, "embed")(tokens)
         # CLS stands first and has no position. Attention knows no order, so nothing needs to be unshuffled.
-        tokens = tokens.at[:, 1:].add(_positions(self, visible_BV))
-        tokens = jnp.concatenate([tokens, _mask_tokens(self, masked_BM)], axis=1)
+        tokens = tokens.at[:, 1:].add(self._positions(visible_BV))
+        tokens = jnp.concatenate([tokens, self._mask_tokens(masked_BM)], axis=1)
+        layer = self._rematerialized(Layer)
         for i in range(self.depth):
-            tokens = Layer(self.heads, 4.0, self.dtype, name=f"layer_{i}")(tokens)
+            tokens = layer(self.heads, 4.0, self.dtype, name=f"layer_{i}")(tokens)
         masked = layer_norm(self.dtype, "out_norm")(tokens[:, tokens_BTD.shape[1] :])
         return _dense(self.patch_values, self.dtype, "pixels")(masked).astype(jnp.float32)
 
@@ -81,14 +99,13 @@ class SelfAttentionDecoder(nn.Module):
 DECODERS = {"cross_attention": CrossAttentionDecoder, "self_attention": SelfAttentionDecoder}
 
 
+def _cross_layer(decoder, queries, context, i):
+    dtype = decoder.dtype
+    normed = layer_norm(dtype, f"query_norm_{i}")(queries)
+    queries += Attention(decoder.heads, dtype, name=f"attention_{i}")(normed, context)
+    normed = layer_norm(dtype, f"mlp_norm_{i}")(queries)
+    return queries + Mlp(4.0, dtype, name=f"mlp_{i}")(normed)
+
+
 def _dense(features, dtype, name):
     return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
-
-
-def _positions(decoder, positions_BN):
-    return jnp.asarray(sincos_2d(*decoder.grid, decoder.width), decoder.dtype)[positions_BN]
-
-
-def _mask_tokens(decoder, masked_BM):
-    token = decoder.param("mask_token", nn.initializers.normal(0.02), (1, 1, decoder.width))
-    return token.astype(decoder.dtype) + _positions(decoder, masked_BM)

@@ -175,7 +175,10 @@ class ViT:
             return layer.apply({"params": layer_params}, tokens), None
 
         if self.remat == "layer":
-            one = jax.checkpoint(one, prevent_cse=False)
+            # A loop keeps its forward and its backward pass apart. One that turns once is no loop to XLA, which would
+            # find the same computation in both and keep its results.
+            turns = len(jax.tree.leaves(params)[0]) // self.unroll
+            one = jax.checkpoint(one, prevent_cse=turns == 1)
         return jax.lax.scan(one, tokens_BTD, params, unroll=self.unroll)[0]
 
 

@@ -27,7 +27,6 @@ class MaskedAutoencoder:
       fraction: part of the masked patches that is decoded in a step.
       normalize_pixels: whether targets are normalised patch by patch.
       implementation: of the loss, see `masked_reconstruction_loss`.
-      remat: "layer" recomputes the decoder in the backward pass.
     """
 
     patch_size: int
@@ -38,7 +37,6 @@ class MaskedAutoencoder:
     fraction: float = 1.0
     normalize_pixels: bool = True
     implementation: str = "xla"
-    remat: str = "none"
 
     def init_head(self, rng: jax.Array) -> PyTree:
         """Returns one block's decoder parameters, float32."""
@@ -89,23 +87,19 @@ class MaskedAutoencoder:
         masked = targets["positions"].shape[1] - visible
         stop = visible + max(1, round(self.fraction * masked))
 
-        def local(head, tokens_BTD, targets):
-            predictions = self.decode(
-                head,
-                tokens_BTD,
-                targets["positions"][:, :visible],
-                targets["positions"][:, visible:stop],
-            )
-            return masked_reconstruction_loss(
-                predictions,
-                standardize(targets["patches"][:, visible:stop]),
-                normalize=self.normalize_pixels,
-                implementation=self.implementation,
-            )
-
-        if self.remat == "layer":
-            local = jax.checkpoint(local, prevent_cse=False)
-        return local(head, tokens_BTD, targets), {}
+        predictions = self.decode(
+            head,
+            tokens_BTD,
+            targets["positions"][:, :visible],
+            targets["positions"][:, visible:stop],
+        )
+        loss = masked_reconstruction_loss(
+            predictions,
+            standardize(targets["patches"][:, visible:stop]),
+            normalize=self.normalize_pixels,
+            implementation=self.implementation,
+        )
+        return loss, {}
 
     def decode(
         self, head: PyTree, tokens_BTD: jax.Array, visible_BV: jax.Array, masked_BM: jax.Array

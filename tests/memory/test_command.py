@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from blockjax.memory.__main__ import BASELINES, largest_batch, vary
+from blockjax.memory.__main__ import largest_batch
 from blockjax.memory.jobs import run_job
-from blockjax.memory.profile import DoesNotFit, count_collectives
+from blockjax.memory.profiles import DoesNotFit, count_collectives
+from blockjax.variants import BASELINES, vary
 from tests.tiny import tiny_config
 
 
@@ -64,17 +65,20 @@ def test_a_crash_names_the_signal(monkeypatch, tmp_path):
 
 
 def test_a_compiler_that_refuses_says_how_much_it_needs():
-    from blockjax.memory.profile import _does_not_fit
+    from blockjax.memory.profiles import _does_not_fit
 
     error = _does_not_fit(
-        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm. x"
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm. x",
+        limit=16 * 2**30,
+        devices=4,
     )
     assert isinstance(error, DoesNotFit)
-    assert error.needed == int(21.5 * 2**30)
+    assert (error.needed, error.limit, error.devices) == (int(21.5 * 2**30), 16 * 2**30, 4)
     assert "needs 21.50 GiB and the device has 15.75 GiB" in str(error)
 
 
 CONFIG = """
+from blockjax.variants import BASELINES, vary
 from tests.tiny import tiny_config
 def get_config():
     return tiny_config()

@@ -87,3 +87,25 @@ def test_the_tokens_matter(setup):
     out = module.apply(params, tokens, visible, masked)
     other = module.apply(params, tokens.at[:, 2, ::2].add(1.0), visible, masked)
     assert np.all(np.abs(other - out).max(axis=(1, 2)) > 1e-4)
+
+
+def test_rematerialisation_happens_and_changes_no_number(setup):
+    _, module, _, tokens, visible, masked = setup
+    plain, recomputed = module, module.clone(remat="layer")
+    params = plain.init(jax.random.key(0), tokens, visible, masked)
+    again = recomputed.init(jax.random.key(0), tokens, visible, masked)
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+
+    def compiled(decoder):
+        def loss(p):
+            return jnp.sum(decoder.apply(p, tokens, visible, masked) ** 2)
+
+        return jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+
+    more, less = compiled(plain), compiled(recomputed)
+    assert less.cost_analysis()["flops"] > 1.15 * more.cost_analysis()["flops"]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
+        less(params),
+        more(params),
+    )

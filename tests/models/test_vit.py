@@ -153,3 +153,17 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     assert {leaf.dtype for leaf in jax.tree.leaves(stem)} == {jnp.dtype("float32")}
     tokens = model.stem(stem, {"patches": jnp.ones((1, 2, 192)), "positions": jnp.array([[0, 3]])})
     assert tokens.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_compiler_keeps_rematerialisation(layers):
+    """It would merge what is computed twice in one stretch of code, and so keep all activations."""
+    tokens = jax.random.normal(jax.random.key(1), (2, 5, 32))
+
+    def flops(remat):
+        model = vit(remat=remat, depth=layers, unroll=layers)
+        params = jax.tree.map(lambda leaf: leaf[0], model.init_layers(jax.random.key(0), 1))
+        gradient = jax.jit(jax.grad(lambda p: jnp.sum(model.layers(p, tokens) ** 2)))
+        return gradient.lower(params).compile().cost_analysis()["flops"]
+
+    assert flops("layer") > 1.2 * flops("none")

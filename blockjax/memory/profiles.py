@@ -1,4 +1,4 @@
-"""The memory profile of a compiled train step, and how it is made for devices that are here and that are not."""
+"""The memory profile of a compiled train step."""
 
 import dataclasses
 import html
@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 from blockjax import config as config_lib
 from blockjax.learner import Learner, make_learner
 from blockjax.memory.flops import matmul_flops
-from blockjax.memory.targets import local_limit, parse_target
 from blockjax.sharding import make_mesh, mesh_shape, state_shardings
 
 MIB = 2**20
@@ -23,12 +22,20 @@ _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "col
 
 
 class DoesNotFit(ValueError):
-    """The compiler found that a step needs more memory than the device has."""
+    """The compiler found that a step needs more memory than the device has.
 
-    def __init__(self, message: str, needed: int | None = None):
-        """Keeps how many bytes the compiler says are needed, if it says so."""
+    Attributes:
+      needed: bytes that it says are needed, if it says so.
+      limit: bytes that the device can hand out, where known.
+      devices: over which the step is split.
+    """
+
+    def __init__(
+        self, message: str, needed: int | None = None, limit: int | None = None, devices: int = 1
+    ):
+        """Keeps the figures beside the message."""
         super().__init__(message)
-        self.needed = needed
+        self.needed, self.limit, self.devices = needed, limit, devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,27 +115,6 @@ class MemoryProfile:
         return f"<table><tr><th></th><th>MiB per device</th></tr>{rows}</table>"
 
 
-def profile(config: ml_collections.ConfigDict, target: str = "local") -> MemoryProfile:
-    """Compiles a config's train step, allocating nothing, and returns its memory on one device.
-
-    It is the step that `python -m blockjax.main` runs: the same function, shardings and donation.
-
-    Args:
-      config: as a config file returns it.
-      target: see `parse_target`. For anything but "local" the step is compiled in a process of its own.
-
-    Raises:
-      ValueError: a bad config or target, or a package that must be installed first.
-      DoesNotFit: the compiler refuses, since the device has too little memory.
-    """
-    if parse_target(target).kind != "local":
-        from blockjax.memory.jobs import run_job  # which imports this file
-
-        return run_job(config, target).profile
-    learner, mesh, config = prepare(config, jax.devices())
-    return compile_step(learner, mesh, config.batch_size, local_limit(jax.devices()[0]))[1]
-
-
 def prepare(
     config: ml_collections.ConfigDict, devices: list[jax.Device]
 ) -> tuple[Learner, Mesh, ml_collections.ConfigDict]:
@@ -160,7 +146,7 @@ def compile_step(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise _does_not_fit(str(error)) from error
+        raise _does_not_fit(str(error), limit, mesh.size) from error
     seconds = time.perf_counter() - start
 
     state = learner.abstract_state()
@@ -204,13 +190,12 @@ def _shard_bytes(leaf: jax.ShapeDtypeStruct, sharding: Any) -> int:
     return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def _does_not_fit(message):
+def _does_not_fit(message, limit, devices):
     used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", message)
     if not used:
-        return DoesNotFit("does not fit: " + message.splitlines()[0][:300])
+        text = "does not fit: " + message.splitlines()[0][:300]
+        return DoesNotFit(text, None, limit, devices)
     scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     needed = int(float(used[1]) * scale[used[2]])
-    return DoesNotFit(
-        f"does not fit: the compiler needs {used[1]} {used[2]}iB and the device has {used[3]} {used[4]}iB",
-        needed,
-    )
+    text = f"does not fit: the compiler needs {used[1]} {used[2]}iB and the device has {used[3]} {used[4]}iB"
+    return DoesNotFit(text, needed, limit, devices)

@@ -1,0 +1,36 @@
+"""A strategy with options in one word, such as "end_to_end+remat": the rows of comparisons."""
+
+import ml_collections
+
+from blockjax import config as config_lib
+
+# With the same decoder, so that only the training differs. They stand in every comparison of memory.
+BASELINES = ("end_to_end", "end_to_end+remat", "end_to_end+remat+accumulate4")
+OPTIONS = "+remat, +accumulateN (N microbatches), +unroll, +mae_decoder (MAE's own: 8 layers of width 512, all patches)"
+
+
+def vary(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
+    """Returns a config under a strategy with options, such as "end_to_end+remat+accumulate4".
+
+    Raises:
+      ValueError: an unknown option.
+    """
+    config = config.copy_and_resolve_references()
+    config.strategy, *options = variant.split("+")
+    config.remat, config.microbatches, config.model.unroll = "none", 1, 1
+    for option in options:
+        if option == "remat":
+            config.remat = "layer"
+        elif option.startswith("accumulate") and option[10:].isdigit():
+            config.microbatches = int(option[10:])
+        elif option == "unroll":
+            blocks = 1 if config.strategy == "end_to_end" else config.blocks
+            config.model.unroll = config_lib.depth(config) // blocks
+        elif option == "mae_decoder":
+            config.decoder.kind = "self_attention"
+            config.decoder.depth, config.decoder.width, config.decoder.fraction = 8, 512, 1.0
+        else:
+            raise ValueError(
+                f"strategy {variant!r}: option {option!r} is unknown; there is {OPTIONS}"
+            )
+    return config
