@@ -1,7 +1,9 @@
 """Measures what the README claims about speed: ratios against a baseline, taken in turns in one process."""
 
 import argparse
+import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import ml_collections
@@ -13,10 +15,10 @@ from blockjax.main import load_config
 from blockjax.memory.profiles import MIB, compile_step, prepare
 from blockjax.progress import render_table
 from blockjax.sharding import batch_sharding
-from blockjax.variants import vary
+from blockjax.variants import OPTIONS, vary
 
-# The first row is what all others are compared with.
-STEP_VARIANTS = (
+# The first is what all others are compared with.
+STRATEGIES = (
     "blockwise",
     "blockwise+remat",
     "end_to_end",
@@ -28,28 +30,41 @@ STEP_VARIANTS = (
 
 def main() -> None:
     """Runs one benchmark and prints its table."""
-    parser = argparse.ArgumentParser(prog="python -m blockjax.benchmark", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m blockjax.benchmark", description=__doc__, epilog=f"options: {OPTIONS}"
+    )
     parser.add_argument("benchmark", choices=("step", "pipeline"))
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--rounds", type=int, default=10, help="how often each variant is timed")
+    parser.add_argument(
+        "--strategies",
+        default=",".join(STRATEGIES),
+        help="of step, with commas between; all are compared with the first (default: %(default)s)",
+    )
     arguments = parser.parse_args()
-    config = load_config(arguments.config)
-    {"step": step, "pipeline": pipeline}[arguments.benchmark](config, arguments.rounds)
+    try:
+        config = load_config(arguments.config)
+        if arguments.benchmark == "step":
+            step(config, arguments.rounds, arguments.strategies.split(","))
+        else:
+            pipeline(config, arguments.rounds)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
-def step(config: ml_collections.ConfigDict, rounds: int) -> None:
-    """Prints each strategy's step time as a ratio to `blockwise`: medians of steps taken in turns."""
-    runners = {name: _Runner(vary(config, name)) for name in STEP_VARIANTS}
+def step(config: ml_collections.ConfigDict, rounds: int, strategies: Sequence[str]) -> None:
+    """Prints each strategy's step time as a ratio to the first: medians of steps taken in turns."""
+    runners = {name: _Runner(vary(config, name)) for name in strategies}
     times = {name: [] for name in runners}
     for _ in range(rounds):
         for name, runner in runners.items():
             runner.seconds()  # the variant before it has left its own data in the caches
             times[name].append(runner.seconds())
     medians = {name: float(np.median(seconds)) for name, seconds in times.items()}
-    base = medians[STEP_VARIANTS[0]]
+    base = medians[strategies[0]]
     render_table(
         f"step time, {jax.devices()[0].device_kind}, batch {config.batch_size}, {rounds} rounds",
-        ["strategy", "ms", f"time / {STEP_VARIANTS[0]}", "scratch MiB"],
+        ["strategy", "ms", f"time / {strategies[0]}", "scratch MiB"],
         [
             [name, round(1000 * t), t / base, round(runners[name].temp / MIB)]
             for name, t in medians.items()

@@ -1,0 +1,47 @@
+"""`python -m blockjax.benchmark`: its tables hold what was measured."""
+
+import re
+
+import pytest
+
+from blockjax import benchmark
+from tests.tiny import tiny_config
+
+
+def rows(text):
+    """Returns the numbers of each row of the table, by its first column."""
+    found = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in re.split("[│|]", line)]
+        if len(cells) > 3:
+            found[cells[1]] = cells[2:-1]
+    return found
+
+
+@pytest.mark.slow
+def test_step_times_are_ratios_to_the_first(capsys):
+    benchmark.step(tiny_config(**{"mesh.data": 4}), 2, ["blockwise", "end_to_end"])
+    table = rows(capsys.readouterr().out)
+    (first, one, _), (second, ratio, _) = table["blockwise"], table["end_to_end"]
+    assert float(one) == 1.0
+    # The shown milliseconds are rounded.
+    assert float(ratio) == pytest.approx(int(second) / int(first), rel=1.5 / int(first) + 0.02)
+
+
+@pytest.mark.slow
+def test_the_pipeline_beside_the_step(capsys):
+    benchmark.pipeline(tiny_config(**{"mesh.data": 4}), 1)
+    ((made, (taken, ratio)),) = [
+        item for item in rows(capsys.readouterr().out).items() if item[0].isdigit()
+    ]
+    assert float(ratio) == pytest.approx(int(made) / int(taken), rel=0.05)
+
+
+def test_bad_arguments_are_one_sentence(monkeypatch):
+    for arguments, message in (
+        (["--config", "nowhere.py"], "nowhere.py: there is no such file"),
+        (["--strategies", "blockwise+rematt"], "option 'rematt' is unknown"),
+    ):
+        monkeypatch.setattr("sys.argv", ["benchmark", "step", *arguments])
+        with pytest.raises(SystemExit, match=message):
+            benchmark.main()
