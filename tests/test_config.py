@@ -206,3 +206,14 @@ def test_fields_younger_than_a_saved_run_are_its_defaults():
 def test_a_field_that_is_not_there_cannot_be_set(field):
     with pytest.raises(ValueError, match=f"--config.{field}: there is no"):
         config_lib.set_field(tiny_config(), field, 1)
+
+
+def test_the_depth_is_the_preset_s_unless_given():
+    config = config_lib.default_config()
+    config.model.preset = "L"
+    assert config_lib.depth(config) == 24
+    config.model.depth = 5
+    assert config_lib.depth(config) == 5
+    config.model.depth, config.model.preset = None, "xl"
+    with pytest.raises(ValueError, match=r"model.preset 'xl' is unknown"):
+        config_lib.depth(config)

@@ -299,6 +299,12 @@ def _report(found, arguments):
         lines = list(group)
         columns, table = _table(lines, arguments)
         render_table(f"MiB per device, {source}, {target}", columns, table)
+        if growth := _growth(lines):
+            render_table(
+                f"MiB per device for each layer more, {source}, {target}",
+                ["strategy", "layers", "scratch (temp)", "total"],
+                growth,
+            )
     for line in found:
         if "error" in line:
             print(f"{line['strategy_name']}, {line['target']}: error: {line['error']}", flush=True)
@@ -320,6 +326,24 @@ def _report(found, arguments):
     if arguments.timeline:
         write_bytes_atomic(arguments.timeline, plot.timelines(found))
         print(f"figure: {arguments.timeline}")
+
+
+def _growth(lines):
+    """Returns strategy, depths, and scratch and total MiB per added layer, from each depth to the next."""
+    rows = []
+    known = [line for line in lines if "temp_bytes" in line]
+    for name in dict.fromkeys(line["strategy_name"] for line in known):
+        points = sorted(
+            (line for line in known if line["strategy_name"] == name), key=lambda p: p["depth"]
+        )
+        for low, high in itertools.pairwise(points):
+            layers = high["depth"] - low["depth"]
+            per_layer = [
+                f"{(high[key] - low[key]) / layers / MIB:,.3f}"
+                for key in ("temp_bytes", "total_device_bytes")
+            ]
+            rows.append([name, f"{low['depth']} to {high['depth']}", *per_layer])
+    return rows
 
 
 def _table(lines, arguments):

@@ -1,13 +1,16 @@
 """`python -m blockjax.memory`: rows, strategies, the largest batch, and the whole command."""
 
+import argparse
 import json
 import subprocess
 import sys
 
 import pytest
 
-from blockjax.memory.__main__ import largest_batch
-from blockjax.memory.jobs import run_job
+from blockjax.memory import MIB, MemoryProfile
+from blockjax.memory import __main__ as memory_command
+from blockjax.memory.__main__ import Row, largest_batch
+from blockjax.memory.jobs import Result, run_job
 from blockjax.memory.profiles import DoesNotFit, count_collectives
 from blockjax.variants import BASELINES, vary
 from tests.tiny import tiny_config
@@ -43,6 +46,64 @@ def test_the_largest_batch_is_found_in_few_compilations(limit, multiple):
     assert found % multiple == 0
     assert largest - max(multiple, 0.03 * largest) <= found <= largest
     assert len(asked) == len(set(asked)) < 25
+
+
+def line_of(monkeypatch, job, target="v5e:2x2", **options):
+    """Returns the line of a row whose compilations `job(batch) -> total bytes` makes up; 4 devices of 1000 bytes."""
+
+    def run(config, target, **rest):
+        total = job(config.batch_size)
+        if total > 1000:
+            raise DoesNotFit("too much", None, limit=1000, devices=4)
+        return Result(MemoryProfile(total, 0, 0, 0, limit=1000, devices=4))
+
+    monkeypatch.setattr(memory_command, "run_job", run)
+    arguments = argparse.Namespace(
+        dump=None, breakdown=False, timeline=None, measure=False, max_batch=True
+    )
+    config = tiny_config(**{"batch_size": 16, "microbatches": 2, **options})
+    return memory_command._line(Row("file.py", "blockwise", target, config), 0, arguments)
+
+
+@pytest.mark.parametrize("batch", [16, 256])
+def test_the_largest_batch_divides_over_devices_and_microbatches(monkeypatch, batch):
+    def job(batch):
+        assert batch % 8 == 0
+        return 100 + 9 * batch
+
+    line = line_of(monkeypatch, job, batch_size=batch)
+    assert line["max_batch"] == 96
+    assert line["fits"] == (batch == 16)
+    assert ("refused" in line) == (batch == 256)
+
+
+def test_a_crash_on_the_way_to_the_largest_batch_keeps_the_row(monkeypatch):
+    def job(batch):
+        if batch != 16:
+            raise ValueError("the compiler's process died")
+        return 500
+
+    line = line_of(monkeypatch, job)
+    assert line["total_device_bytes"] == 500
+    assert line["error"] == "the compiler's process died"
+
+
+def test_growth_for_each_layer_more():
+    lines = [
+        {"strategy_name": name, "depth": depth, "temp_bytes": temp, "total_device_bytes": total}
+        for name, depth, temp, total in (
+            ("end_to_end", 24, 36 * MIB, 60 * MIB),
+            ("end_to_end", 12, 12 * MIB, 24 * MIB),
+            ("blockwise", 12, 5 * MIB, 8 * MIB),
+            ("blockwise", 24, 5 * MIB, 20 * MIB),
+        )
+    ]
+    lines.append({"strategy_name": "blockwise", "depth": 48, "error": "crashed"})
+    assert memory_command._growth(lines) == [
+        ["end_to_end", "12 to 24", "2.000", "3.000"],
+        ["blockwise", "12 to 24", "0.000", "1.000"],
+    ]
+    assert not memory_command._growth(lines[:1])
 
 
 def test_collectives_are_counted_once():
