@@ -361,7 +361,10 @@ def _check_finite(step, metrics):
 
 @contextlib.contextmanager
 def _caught_signals():
-    """Collects SIGTERM and SIGINT instead of dying of them; a second one has its usual effect."""
+    """Collects SIGTERM and SIGINT instead of dying of them; a second one has its usual effect.
+
+    A signal that is ignored, as Ctrl-C is by a background job of a script, stays so.
+    """
     caught, before = [], {}
 
     def catch(number, frame):
@@ -371,7 +374,8 @@ def _caught_signals():
 
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, catch)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, catch)
     except ValueError:  # not the main thread, as in some notebooks
         logging.info("signals are not caught outside the main thread")
     try:

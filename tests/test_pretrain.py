@@ -179,11 +179,28 @@ def test_nan_stops_with_step_and_block(arrays, tmp_path):
     assert all(np.isfinite(list(row.values())).all() for row in rows)
 
 
-def test_a_second_signal_has_its_usual_effect():
+@pytest.fixture
+def interrupt_handler():
+    """Sets the handler of SIGINT for a test; the tests themselves may run where it is ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_has_its_usual_effect(interrupt_handler):
+    interrupt_handler(signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), pretrain._caught_signals() as caught:
         os.kill(os.getpid(), signal.SIGINT)
         assert caught == [signal.SIGINT]
         os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_ignored_signal_stays_ignored(interrupt_handler):
+    interrupt_handler(signal.SIG_IGN)
+    with pretrain._caught_signals() as caught:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not caught
 
 
 @pytest.mark.parametrize(
