@@ -297,6 +297,8 @@ def _report(found, arguments):
         found, key=lambda line: (line["config"], line["target"])
     ):
         lines = list(group)
+        if all("error" in line for line in lines):
+            continue
         columns, table = _table(lines, arguments)
         render_table(f"MiB per device, {source}, {target}", columns, table)
         if growth := _growth(lines):

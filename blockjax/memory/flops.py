@@ -42,8 +42,6 @@ def _jaxprs(value: Any) -> list:
         return [value.jaxpr]
     if isinstance(value, core.Jaxpr):
         return [value]
-    if isinstance(value, tuple | list):
-        return [jaxpr for part in value for jaxpr in _jaxprs(part)]
     return []
 
 

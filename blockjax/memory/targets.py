@@ -158,8 +158,8 @@ class Target:
         ]
         if not _is_installed(module):
             raise ValueError(
-                f"compiling for {self.name} needs {module}, which is not installed: pip install 'blockjax[{extra}]' "
-                "(the device itself is not needed)"
+                f"compiling for {self.name} needs {module}, which is not installed (the device itself is not needed): "
+                f"python -m pip install -e '.[{extra}]' in a clone of blockjax"
             )
         try:
             return list(topologies.get_topology_desc(platform=platform, **description).devices)
