@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -89,7 +90,7 @@ def main() -> None:
 def largest_batch(total: Callable[[int], int | None], limit: int, start: int, multiple: int) -> int:
     """Returns the largest batch whose step fits, to 3 % of itself or one multiple.
 
-    Memory is almost a line in the batch, so two figures predict where it meets the limit; the bracket is then halved.
+    Memory is almost a line in the batch, so two figures tell about where it meets the limit.
 
     Args:
       total: batch -> bytes; None if the compiler refuses.
@@ -100,36 +101,30 @@ def largest_batch(total: Callable[[int], int | None], limit: int, start: int, mu
     Returns:
       0 if not even `multiple` images fit.
     """
-    known = {}
-
-    def fits(batch):
-        if batch not in known:
-            known[batch] = total(batch)
-        return known[batch] is not None and known[batch] <= limit
-
-    low, high = 0, max(multiple, start // multiple * multiple)
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > max(multiple, int(0.03 * low) // multiple * multiple):
-        middle = _predicted(known, limit) or (low + high) // 2
-        middle = round(middle / multiple) * multiple
-        middle = min(max(middle, low + multiple), high - multiple)
-        if fits(middle):
-            low = middle
-        else:
-            high = middle
-        # A prediction that only nibbles at one end is followed by a halving.
-        middle = (low + high) // 2 // multiple * multiple
-        if low < middle < high:
-            low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    known, low, high = {}, 0, math.inf
+    batch = max(multiple, start // multiple * multiple)
+    for attempt in itertools.count():
+        known[batch] = total(batch)
+        fits = known[batch] is not None and known[batch] <= limit
+        low, high = (batch, high) if fits else (low, batch)
+        step = max(multiple, int(0.03 * low) // multiple * multiple)
+        if high - low <= step:
+            return low
+        batch = _meeting_point(known, limit)
+        # What was refused lies on no line; and now and then halving guards against a line that is none.
+        if batch is None or known.get(high, 0) is None or attempt % 4 == 3:
+            batch = 2 * low if high == math.inf else (low + high) // 2
+        batch = int(min(max(batch, low + step), high - multiple, 16 * max(low, multiple)))
+        batch = batch // multiple * multiple
 
 
-def _predicted(known, limit):
-    points = sorted((batch, size) for batch, size in known.items() if size is not None)
+def _meeting_point(known, limit):
+    """Returns the batch at which a line through the two known sizes nearest to the limit meets it."""
+    points = [(batch, size) for batch, size in known.items() if size is not None]
+    points = sorted(sorted(points, key=lambda point: abs(point[1] - limit))[:2])
     if len(points) < 2:
         return None
-    (b0, s0), (b1, s1) = points[-2:]
+    (b0, s0), (b1, s1) = points
     return None if s1 <= s0 else int(b0 + (limit - s0) * (b1 - b0) / (s1 - s0))
 
 
