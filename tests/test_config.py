@@ -178,20 +178,34 @@ def test_bim_refuses_unknown_models():
         load_config("configs/none.py")
 
 
-def test_frugal_changes_are_valid_configs_that_leave_the_most_alone_first():
-    config = config_lib.resolve(
-        tiny_config(strategy="end_to_end", batch_size=64), devices=1, platform="cpu"
-    )
+REMAT, CUT = {"remat": "layer"}, {"remat": "layer", "microbatches": 16}
+WHOLE = {**CUT, "strategy": "blockwise", "blocks": 4}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            {"strategy": "end_to_end", "batch_size": 64},
+            [REMAT, {**REMAT, "microbatches": 4}, CUT, WHOLE,
+             {**WHOLE, "batch_size": 16}, {**WHOLE, "microbatches": 4, "batch_size": 4}],
+        ),
+        (  # What is done already is not proposed; batches divide over 2 devices and the microbatches.
+            {"remat": "layer", "blocks": 4, "microbatches": 4, "batch_size": 48, "mesh.data": 2},
+            [{"microbatches": 2, "batch_size": 12}, {"microbatches": 1, "batch_size": 2}],
+        ),
+    ],
+)  # fmt: skip
+def test_frugal_changes_are_valid_configs_that_leave_the_most_alone_first(fields, expected):
+    devices = fields.get("mesh.data", 1)
+    config = config_lib.resolve(tiny_config(**fields), devices=devices, platform="cpu")
     changes = config_lib.frugal_changes(config)
-    assert changes[0] == {"remat": "layer"}
-    assert [list(change)[-1] for change in changes] == [
-        "remat", "microbatches", "microbatches", "blocks", "batch_size", "batch_size",
-    ]  # fmt: skip
+    assert changes == expected
     for change in changes:
         changed = config.copy_and_resolve_references()
         for field, value in change.items():
             config_lib.set_field(changed, field, value)
-        config_lib.resolve(changed, devices=1, platform="cpu")
+        config_lib.resolve(changed, devices=devices, platform="cpu")
 
 
 def test_fields_younger_than_a_saved_run_are_its_defaults():

@@ -19,6 +19,8 @@ from tests.tiny import tiny_config
 def test_strategies_with_options():
     config = vary(tiny_config(), "end_to_end+remat+accumulate4")
     assert (config.strategy, config.remat, config.microbatches) == ("end_to_end", "layer", 4)
+    config = vary(config, "blockwise")
+    assert (config.strategy, config.remat, config.microbatches) == ("blockwise", "none", 1)
     assert vary(tiny_config(), "blockwise+unroll").model.unroll == 1
     assert vary(tiny_config(), "end_to_end+unroll").model.unroll == 4
     assert vary(tiny_config(), "end_to_end+mae_decoder").decoder.depth == 8
