@@ -200,13 +200,13 @@ def fill_lengths(config: ml_collections.ConfigDict, steps: int) -> None:
         config.checkpoint.every = max(1, steps // 10)
 
 
-def frugal_changes(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
-    """Lists changes of a resolved config that lower its memory, those that change the training least first.
+def frugal_changes(config: ml_collections.ConfigDict, devices: int) -> list[dict[str, Any]]:
+    """Lists changes of a resolved config that lower its memory on so many devices, gentle ones first.
 
     Recomputing changes nothing but time, microbatches next to nothing; then blocks of one layer, and at last the batch.
     """
     found, changes = [], {}
-    data, fsdp = (max(1, config.mesh[axis]) for axis in ("data", "fsdp"))
+    data, fsdp, _ = mesh_shape(config.mesh, devices)
     parts = data * fsdp
     if config.remat == "none":
         changes = {"remat": "layer"}

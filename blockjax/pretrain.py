@@ -119,7 +119,7 @@ class Pretraining:
     def _what_fits(self, limit):
         """Names the nearest config whose step fits; compiles one after another, which takes a while."""
         self._print("does not fit: looking for the nearest config that does")
-        for changes in config_lib.frugal_changes(self.config):
+        for changes in config_lib.frugal_changes(self.config, self.mesh.size):
             config = self.config.copy_and_resolve_references()
             for field, value in changes.items():
                 config_lib.set_field(config, field, value)
