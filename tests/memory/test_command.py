@@ -37,6 +37,7 @@ def test_the_largest_batch_is_found_in_few_compilations(limit, multiple):
     asked = []
 
     def compiled(batch):
+        assert batch % multiple == 0
         asked.append(batch)
         return total(batch)
 
