@@ -14,6 +14,7 @@ from rich.text import Text
 
 _MAX_WIDTH = 100  # columns
 _BAR_WIDTH = 10
+_MAX_WORD = 40  # longer words may be broken in tables
 _LINE_SECONDS = 10.0
 _LINES_PER_RUN = 10
 
@@ -154,6 +155,8 @@ def render_table(
 ) -> None:
     """Prints a table; floats get 3 decimals, columns of numbers are aligned to the right.
 
+    What is too wide for a terminal goes on below in further tables, each with the first column; no number is cut.
+
     Args:
       title: Shown above the table.
       columns: Their headings.
@@ -161,18 +164,33 @@ def render_table(
       console: Where to print; standard output if None.
     """
     console = console or Console()
-    table = Table(title=title, title_justify="left")
-    for index, heading in enumerate(columns):
-        numeric = all(_is_number(row[index]) for row in rows)
-        table.add_column(Text(heading), justify="right" if numeric else "left")
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
     if not console.is_terminal:
         # rich assumes 80 columns here and would break lines that a file has room for.
-        unbounded = console.options.update(width=10_000)
-        width = console.measure(table, options=unbounded).maximum
-        console = Console(file=console.file, width=max(console.width, width))
-    console.print(table)
+        console = Console(file=console.file, width=10_000)
+    unbounded = console.options.update(width=10_000)  # else what is measured is cut to the console
+    shown = []
+    for index in range(len(columns)):
+        wider = _table(title, columns, rows, [*shown, index])
+        if len(shown) > 1 and console.measure(wider, options=unbounded).minimum > console.width:
+            console.print(_table(title, columns, rows, shown))
+            title, shown = "", [0]
+        shown.append(index)
+    console.print(_table(title, columns, rows, shown))
+
+
+def _table(title, columns, rows, shown):
+    table = Table(title=title or None, title_justify="left")
+    for index in shown:
+        cells = [_cell(row[index]) for row in rows]
+        if all(_is_number(row[index]) for row in rows):
+            heading = Text(columns[index].replace(" ", "\n"))
+            table.add_column(heading, justify="right", no_wrap=True)
+        else:
+            words = " ".join([columns[index], *cells]).split()
+            table.add_column(Text(columns[index]), min_width=min(_MAX_WORD, max(map(len, words))))
+    for row in rows:
+        table.add_row(*(Text(_cell(row[index])) for index in shown))
+    return table
 
 
 def _is_number(value: object) -> bool:

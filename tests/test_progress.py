@@ -1,6 +1,7 @@
 """Progress: what a pipe and a terminal get, the ETA after a resume, and tables."""
 
 import io
+import itertools
 import re
 
 import pytest
@@ -116,6 +117,22 @@ def test_table_in_a_file_is_not_cut():
     assert [cell.strip() for cell in cells[2]] == ["12", "6", "-", note.strip()]
     assert cells[1][0].endswith(" 1 ")  # to the right, under 12
     assert cells[1][3].startswith(" ok ")
+
+
+def test_a_wide_table_goes_on_below_and_cuts_no_number():
+    file = Terminal()
+    console = Console(file=file, width=40, color_system=None, legacy_windows=False)
+    columns = ["strategy", *(f"bytes of part {i}" for i in range(8)), "fits"]
+    rows = [[name, *(f"{i},000.{k}" for i in range(8)), "yes"] for k, name in enumerate("ab")]
+    render_table("Memory", columns, rows, console)
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 40
+    assert sum("Memory" in line for line in lines) == 1
+    bodies = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    for k, name in enumerate("ab"):
+        found = [body[1:] for body in bodies if body[0] == name]
+        assert len(found) > 1
+        assert list(itertools.chain(*found)) == [*(f"{i},000.{k}" for i in range(8)), "yes"]
 
 
 def test_table_fits_a_terminal():

@@ -345,6 +345,7 @@ def _growth(lines):
 
 def _table(lines, arguments):
     first = next((line for line in lines if "temp_bytes" in line), None)
+    several = len({line["depth"] for line in lines}) > 1
 
     def mib(name):
         return lambda line: f"{line[name] / MIB:,.1f}" if line.get(name) is not None else None
@@ -357,7 +358,9 @@ def _table(lines, arguments):
         )
 
     columns: dict[str, Callable[[dict], Any]] = {
-        "strategy": lambda line: line["strategy_name"],
+        "strategy": lambda line: (
+            line["strategy_name"] + (f", {line['depth']} layers" if several else "")
+        ),
         "layers": lambda line: line["depth"],
         "blocks": lambda line: line["blocks"],
         "batch": lambda line: line["batch"],
