@@ -35,14 +35,15 @@ def reconstruction(
     @jax.jit
     def draw(state, images):
         inputs, targets = objective.prepare(rng, {"image": images})
+        order = targets["positions"]
         tokens = learner.vit.stem(state.stem.params, inputs)
-        rows = [objective.masked_picture(tokens, targets)]
+        rows = [objective.masked_picture(tokens, images, order)]
         for k in range(learner.rows):
             params = jax.tree.map(lambda leaf, k=k: leaf[k], state.blocks.params)
             if (enter := objective.enter(k)) is not None:
                 tokens = enter(tokens)
             tokens = learner.vit.layers(params["layers"], tokens)
-            rows.append(objective.picture(params["head"], tokens, targets))
+            rows.append(objective.picture(params["head"], tokens, images, order))
         return rows
 
     rows = [images_BHWC / 255.0, *jax.device_get(draw(state, images_BHWC))]

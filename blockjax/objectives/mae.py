@@ -52,15 +52,25 @@ class MaskedAutoencoder:
 
         Returns:
           Inputs of the stem, {"patches": [B, V, P] float32, "positions": [B, V]}, for the V patches that block 1 sees;
-          targets of all blocks, {"patches": uint8 [B, N, P], "positions": [B, N]}, in the order in which they become
-          masked from the end.
+          targets of all blocks, {"patches": uint8 [B, M, P], "positions": [B, N]}: all positions in the order in which
+          patches become masked from the end, and the patches that some block decodes, in this order.
         """
-        patches = patchify(batch["image"], self.patch_size)
-        order_BN = random_order(rng, *patches.shape[:2])
-        patches = jnp.take_along_axis(patches, order_BN[:, :, None], axis=1)
+        patches_BNP = patchify(batch["image"], self.patch_size)
+        order_BN = random_order(rng, *patches_BNP.shape[:2])
+
+        def taken(start, stop):
+            return jnp.take_along_axis(patches_BNP, order_BN[:, start:stop, None], axis=1)
+
         first = self.visible[0]
-        inputs = {"patches": standardize(patches[:, :first]), "positions": order_BN[:, :first]}
-        return inputs, {"patches": patches, "positions": order_BN}
+        inputs = {"patches": standardize(taken(0, first)), "positions": order_BN[:, :first]}
+        # All blocks keep the targets alive, so they are no more than what is decoded.
+        decoded = taken(self.visible[-1], max(map(self._stop, self.visible)))
+        return inputs, {"patches": decoded, "positions": order_BN}
+
+    def _stop(self, visible):
+        """Returns the place in the order at which a block that sees so many patches stops to decode."""
+        masked = self.grid[0] * self.grid[1] - visible
+        return visible + max(1, round(self.fraction * masked))
 
     def enter(self, block: int):
         """Returns the function that drops the tokens which `block` (from 0) no longer sees; None if it sees all."""
@@ -84,9 +94,7 @@ class MaskedAutoencoder:
         """
         del rng
         visible = tokens_BTD.shape[1] - 1
-        masked = targets["positions"].shape[1] - visible
-        stop = visible + max(1, round(self.fraction * masked))
-
+        stop, offset = self._stop(visible), self.visible[-1]
         predictions = self.decode(
             head,
             tokens_BTD,
@@ -95,7 +103,7 @@ class MaskedAutoencoder:
         )
         loss = masked_reconstruction_loss(
             predictions,
-            standardize(targets["patches"][:, visible:stop]),
+            standardize(targets["patches"][:, visible - offset : stop - offset]),
             normalize=self.normalize_pixels,
             implementation=self.implementation,
         )
@@ -107,25 +115,38 @@ class MaskedAutoencoder:
         """Returns predicted patches [B, M, P] at the masked positions, in the targets' scale."""
         return self.decoder.apply({"params": head}, tokens_BTD, visible_BV, masked_BM)
 
-    def picture(self, head: PyTree, tokens_BTD: jax.Array, targets: PyTree) -> jax.Array:
+    def picture(
+        self, head: PyTree, tokens_BTD: jax.Array, images_BHWC: jax.Array, order_BN: jax.Array
+    ) -> jax.Array:
         """Reconstructs whole images, [B, H, W, 3] in [0, 1]: visible patches as they are, all others predicted.
 
         With normalised targets a prediction lacks its patch's mean and spread; the true ones are used.
+
+        Args:
+          head: the block's decoder parameters.
+          tokens_BTD: CLS and visible tokens, as they leave the block.
+          images_BHWC: uint8.
+          order_BN: the positions that `prepare` gives the targets.
         """
         visible = tokens_BTD.shape[1] - 1
-        order_BN = targets["positions"]
-        true = standardize(targets["patches"])
+        true = self._ordered(images_BHWC, order_BN)
         predictions = self.decode(head, tokens_BTD, order_BN[:, :visible], order_BN[:, visible:])
         if self.normalize_pixels:
             _, mean, std = normalize_patches(true[:, visible:])
             predictions = predictions * std + mean
         return self._assemble(jnp.concatenate([true[:, :visible], predictions], axis=1), order_BN)
 
-    def masked_picture(self, tokens_BTD: jax.Array, targets: PyTree) -> jax.Array:
-        """What the block sees: the visible patches on grey, [B, H, W, 3] in [0, 1]."""
+    def masked_picture(
+        self, tokens_BTD: jax.Array, images_BHWC: jax.Array, order_BN: jax.Array
+    ) -> jax.Array:
+        """What the block sees: the visible patches on grey, [B, H, W, 3] in [0, 1]; arguments as in `picture`."""
         visible = tokens_BTD.shape[1] - 1
-        patches = standardize(targets["patches"])
-        return self._assemble(patches.at[:, visible:].set(0.0), targets["positions"])
+        patches = self._ordered(images_BHWC, order_BN)
+        return self._assemble(patches.at[:, visible:].set(0.0), order_BN)
+
+    def _ordered(self, images_BHWC, order_BN):
+        patches_BNP = standardize(patchify(images_BHWC, self.patch_size))
+        return jnp.take_along_axis(patches_BNP, order_BN[:, :, None], axis=1)
 
     def _assemble(self, patches_BNP, order_BN):
         inverse_BN = jnp.argsort(order_BN, axis=1)

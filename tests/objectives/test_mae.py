@@ -20,7 +20,8 @@ def test_the_encoder_sees_the_visible_patches_only():
     patches = np.asarray(patchify(batch, 8))
     order = np.asarray(targets["positions"])
     for i in range(8):
-        np.testing.assert_array_equal(targets["patches"][i], patches[i][order[i]])
+        # What is decoded, 5 of 10 masked patches, and nothing else.
+        np.testing.assert_array_equal(targets["patches"][i], patches[i][order[i, 6:11]])
         np.testing.assert_allclose(
             inputs["patches"][i], standardize(patches[i : i + 1])[0][order[i, :6]], atol=1e-5
         )
@@ -28,7 +29,7 @@ def test_the_encoder_sees_the_visible_patches_only():
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_the_loss_ignores_visible_patches(normalize):
+def test_every_decoded_patch_counts(normalize):
     learner = tiny_learner(**{"loss.normalize_pixels": normalize, "decoder.fraction": 1.0})
     objective = learner.objective
     _, targets = objective.prepare(jax.random.key(0), {"image": images()})
@@ -39,26 +40,31 @@ def test_the_loss_ignores_visible_patches(normalize):
         return float(objective.loss(head, tokens, targets | {"patches": patches}, None)[0])
 
     patches = targets["patches"]
-    assert loss(patches.at[:, :6].set(7)) == loss(patches)
-    assert loss(patches.at[:, 6].set(7)) != loss(patches)
-    assert loss(patches.at[:, 15].set(7)) != loss(patches)
+    assert patches.shape == (8, 10, 192)
+    assert loss(patches.at[:, 0].set(7)) != loss(patches)
+    assert loss(patches.at[:, 9].set(7)) != loss(patches)
 
 
-def test_the_fraction_decodes_the_first_masked_patches():
-    objective = tiny_learner(**{"decoder.fraction": 0.5}).objective
-    _, targets = objective.prepare(jax.random.key(0), {"image": images()})
+@pytest.mark.parametrize(
+    ("schedule", "visible", "stop"),
+    [("constant", 6, 11), ("0.5,0.5,0.75,0.75", 8, 12), ("0.5,0.5,0.75,0.75", 4, 10)],
+)
+def test_the_fraction_decodes_the_first_masked_patches(schedule, visible, stop):
+    """Under a schedule too, where the targets hold what any block decodes."""
+    objective = tiny_learner(**{"decoder.fraction": 0.5, "mask.schedule": schedule}).objective
+    batch = images()
+    _, targets = objective.prepare(jax.random.key(0), {"image": batch})
     head = objective.init_head(jax.random.key(1))
-    tokens = jax.random.normal(jax.random.key(2), (8, 7, 32))
-    base = objective.loss(head, tokens, targets, None)[0]
-    after = targets | {"patches": targets["patches"].at[:, 11:].set(0)}
-    assert objective.loss(head, tokens, after, None)[0] == base  # 5 of 10 masked patches: 6 to 10
-    positions, patches = targets["positions"], standardize(targets["patches"])
+    tokens = jax.random.normal(jax.random.key(2), (8, 1 + visible, 32))
+    found = objective.loss(head, tokens, targets, None)[0]
+    order = targets["positions"]
+    patches = np.take_along_axis(patchify(batch, 8), np.asarray(order)[:, :, None], axis=1)
     expected = masked_reconstruction_loss(
-        objective.decode(head, tokens, positions[:, :6], positions[:, 6:11]),
-        patches[:, 6:11],
+        objective.decode(head, tokens, order[:, :visible], order[:, visible:stop]),
+        standardize(patches)[:, visible:stop],
         normalize=True,
     )
-    np.testing.assert_allclose(base, expected, rtol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     # However small the fraction, one patch is decoded.
     tiny = dataclasses.replace(objective, fraction=0.01)
     assert np.isfinite(tiny.loss(head, tokens, targets, None)[0])
@@ -72,7 +78,7 @@ def test_pixels_are_compared_in_the_inputs_scale():
     }
     head = objective.init_head(jax.random.key(1)) | silent
     loss, _ = objective.loss(head, jnp.ones((8, 7, 32)), targets, None)
-    expected = np.mean(np.square(standardize(targets["patches"])[:, 6:11]))
+    expected = np.mean(np.square(standardize(targets["patches"])))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
@@ -137,7 +143,8 @@ def test_pictures_of_perfect_predictions_are_the_images(normalize):
     objective = learner.objective
     batch = images()
     _, targets = objective.prepare(jax.random.key(0), {"image": batch})
-    true = standardize(targets["patches"])[:, 6:]
+    order = targets["positions"]
+    true = jnp.take_along_axis(standardize(patchify(batch, 8)), order[:, 6:, None], axis=1)
     if normalize:
         true = (true - true.mean(-1, keepdims=True)) / jnp.sqrt(
             true.var(-1, ddof=1, keepdims=True) + 1e-6
@@ -148,8 +155,8 @@ def test_pictures_of_perfect_predictions_are_the_images(normalize):
 
     object.__setattr__(objective, "decode", Perfect.decode)
     tokens = jnp.zeros((8, 7, 32))
-    picture = objective.picture({}, tokens, targets)
+    picture = objective.picture({}, tokens, batch, order)
     np.testing.assert_allclose(picture, batch / 255.0, atol=1e-4)
-    masked = np.asarray(objective.masked_picture(tokens, targets))
+    masked = np.asarray(objective.masked_picture(tokens, batch, order))
     shown = np.isclose(masked, batch / 255.0, atol=1e-4).reshape(8, -1).mean(axis=1)
     assert np.all((shown > 0.3) & (shown < 0.6))  # 6 of 16 patches
