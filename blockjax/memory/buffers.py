@@ -16,6 +16,11 @@ _VALUE = re.compile(
 _LIVE = re.compile(r"^\s+(\S+\{[\d,]*\}):(\d+)-(\d+)$")
 # In the program: the name of an instruction, and the operation of the source that it comes from.
 _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*metadata=\{[^}]*?op_name="([^"]*)"')
+# What the compiler itself adds, such as copies to and from a faster memory of the chip, stands for its first operand.
+_COPY = re.compile(
+    r"^\s*(?:ROOT )?%?([\w.\-]+) = .* "
+    r"(?:copy|copy-start|copy-done|bitcast|reshape|transpose|get-tuple-element)\(%?([\w.\-]+)[,)]"
+)
 
 # What JAX adds to the scopes of an operation.
 _MACHINERY = (
@@ -134,10 +139,7 @@ def _read_allocations(folder, module):
             f"this backend wrote no buffer assignment of {module} to {folder}; nothing to break down"
         )
     stem = str(assignments[-1]).removesuffix("-buffer-assignment.txt")
-    operations = {}
-    for line in Path(stem + ".txt").read_text().splitlines():
-        if match := _INSTRUCTION.match(line):
-            operations[match[1]] = match[2]
+    operations = _read_operations(Path(stem + ".txt").read_text())
     ranges = {}
     for line in Path(stem + "-live-range.txt").read_text().splitlines():
         if match := _LIVE.match(line):
@@ -177,6 +179,23 @@ def _read_allocations(folder, module):
             head = None
     close()
     return [a for a in allocations if a.kind != "elsewhere"]
+
+
+def _read_operations(program):
+    """Returns the source operation behind each instruction of a program's text that has one."""
+    operations, copies = {}, {}
+    for line in program.splitlines():
+        if match := _INSTRUCTION.match(line):
+            operations[match[1]] = match[2]
+        elif match := _COPY.match(line):
+            copies[match[1]] = match[2]
+    for name in copies:
+        source = name
+        while source in copies:  # ends, as an operand stands before its use
+            source = copies[source]
+        if source in operations:
+            operations[name] = operations[source]
+    return operations
 
 
 def _kind(description):

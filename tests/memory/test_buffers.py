@@ -5,6 +5,7 @@ import pytest
 from blockjax.memory.buffers import (
     Value,
     _alive,
+    _read_operations,
     _uncovered,
     argument_origin,
     operation_origin,
@@ -111,6 +112,23 @@ def test_a_name_for_bytes_that_pass_from_value_to_value(values, best):
 def test_a_backend_without_a_dump(tmp_path):
     with pytest.raises(FileNotFoundError, match="no buffer assignment"):
         read_breakdown(tmp_path)
+
+
+def test_copies_are_named_by_what_they_copy():
+    program = """
+  %a.1 = f32[8]{0} add(%p, %p), metadata={op_name="jit(train_step)/block_1/add"}
+  %view = f32[4,2]{0,1:T(8,128)S(1)} bitcast(%a.1)
+  %copy-start.1 = (f32[4,2]{0,1}, f32[4,2]{0,1:S(1)}, u32[]{:S(2)}) copy-start(%view)
+  ROOT %taken = f32[2]{0} get-tuple-element(%tuple.3), index=1
+  %sum = f32[8]{0} custom-call(%a.1, %p)
+  %own = f32[8]{0} copy(%a.1), metadata={op_name="jit(train_step)/block_2/copy"}
+"""
+    assert _read_operations(program) == {
+        "a.1": "jit(train_step)/block_1/add",
+        "view": "jit(train_step)/block_1/add",
+        "copy-start.1": "jit(train_step)/block_1/add",
+        "own": "jit(train_step)/block_2/copy",
+    }
 
 
 def test_origins():
