@@ -6,10 +6,8 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
-import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,11 @@ import ml_collections
 
 from blockjax import config as config_lib
 from blockjax.memory import plot
+from blockjax.memory.batches import largest_batch
 from blockjax.memory.jobs import Result, run_job
 from blockjax.memory.profiles import MIB, DoesNotFit
+from blockjax.memory.report import report
 from blockjax.memory.targets import parse_target
-from blockjax.progress import render_table
 from blockjax.variants import BASELINES, OPTIONS, vary
 from blockjax.writers import write_bytes_atomic, write_json_atomic
 
@@ -82,50 +81,22 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     found = _run(rows, arguments)
-    _report(found, arguments)
+    report(
+        found,
+        max_batch=arguments.max_batch,
+        measure=arguments.measure,
+        breakdown=arguments.breakdown,
+        all_columns=arguments.all_columns,
+    )
+    for path, draw in (
+        (arguments.plot, plot.comparison),
+        (arguments.timeline, plot.timelines),
+    ):
+        if path:
+            write_bytes_atomic(path, draw(found))
+            print(f"figure: {path}")
     if any("error" in line for line in found):
         sys.exit(1)
-
-
-def largest_batch(total: Callable[[int], int | None], limit: int, start: int, multiple: int) -> int:
-    """Returns the largest batch whose step fits, to 3 % of itself or one multiple.
-
-    Memory is almost a line in the batch, so two figures tell about where it meets the limit.
-
-    Args:
-      total: batch -> bytes; None if the compiler refuses.
-      limit: bytes of the device.
-      start: first batch to try.
-      multiple: the batch must be divisible by this.
-
-    Returns:
-      0 if not even `multiple` images fit.
-    """
-    known, low, high = {}, 0, math.inf
-    batch = max(multiple, start // multiple * multiple)
-    for attempt in itertools.count():
-        known[batch] = total(batch)
-        fits = known[batch] is not None and known[batch] <= limit
-        low, high = (batch, high) if fits else (low, batch)
-        step = max(multiple, int(0.03 * low) // multiple * multiple)
-        if high - low <= step:
-            return low
-        batch = _meeting_point(known, limit)
-        # What was refused lies on no line; and now and then halving guards against a line that is none.
-        if batch is None or known.get(high, 0) is None or attempt % 4 == 3:
-            batch = 2 * low if high == math.inf else (low + high) // 2
-        batch = int(min(max(batch, low + step), high - multiple, 16 * max(low, multiple)))
-        batch = batch // multiple * multiple
-
-
-def _meeting_point(known, limit):
-    """Returns the batch at which a line through the two known sizes nearest to the limit meets it."""
-    points = [(batch, size) for batch, size in known.items() if size is not None]
-    points = sorted(sorted(points, key=lambda point: abs(point[1] - limit))[:2])
-    if len(points) < 2:
-        return None
-    (b0, s0), (b1, s1) = points
-    return None if s1 <= s0 else int(b0 + (limit - s0) * (b1 - b0) / (s1 - s0))
 
 
 def _overrides(rest):
@@ -285,121 +256,6 @@ def _max_batch(row, devices, limit, first):
 
     multiple = devices * row.config.microbatches
     return largest_batch(total, limit, row.config.batch_size, multiple)
-
-
-def _report(found, arguments):
-    for (source, target), group in itertools.groupby(
-        found, key=lambda line: (line["config"], line["target"])
-    ):
-        lines = list(group)
-        if all("error" in line for line in lines):
-            continue
-        columns, table = _table(lines, arguments)
-        render_table(f"MiB per device, {source}, {target}", columns, table)
-        if growth := _growth(lines):
-            render_table(
-                f"MiB per device for each layer more, {source}, {target}",
-                ["strategy", "layers", "scratch (temp)", "total"],
-                growth,
-            )
-    for line in found:
-        if "error" in line:
-            print(f"{line['strategy_name']}, {line['target']}: error: {line['error']}", flush=True)
-    if arguments.breakdown:
-        for line in found:
-            if "breakdown" in line:
-                render_table(
-                    f"at the peak: {line['strategy_name']}, {line['depth']} layers, {line['target']}; "
-                    f"{line['named_fraction']:.1%} of the bytes have a name",
-                    ["MiB", "buffers", "shape", "origin"],
-                    [
-                        [f"{p['size'] / MIB:,.1f}", p["count"], p["shape"], p["origin"] or "-"]
-                        for p in line["breakdown"][:25]
-                    ],
-                )
-    if arguments.plot:
-        write_bytes_atomic(arguments.plot, plot.comparison(found))
-        print(f"figure: {arguments.plot}")
-    if arguments.timeline:
-        write_bytes_atomic(arguments.timeline, plot.timelines(found))
-        print(f"figure: {arguments.timeline}")
-
-
-def _growth(lines):
-    """Returns strategy, depths, and scratch and total MiB per added layer, from each depth to the next."""
-    rows = []
-    known = [line for line in lines if "temp_bytes" in line]
-    for name in dict.fromkeys(line["strategy_name"] for line in known):
-        points = sorted(
-            (line for line in known if line["strategy_name"] == name), key=lambda p: p["depth"]
-        )
-        for low, high in itertools.pairwise(points):
-            layers = high["depth"] - low["depth"]
-            per_layer = [
-                f"{(high[key] - low[key]) / layers / MIB:,.3f}"
-                for key in ("temp_bytes", "total_device_bytes")
-            ]
-            rows.append([name, f"{low['depth']} to {high['depth']}", *per_layer])
-    return rows
-
-
-def _table(lines, arguments):
-    first = next((line for line in lines if "temp_bytes" in line), None)
-    several = len({line["depth"] for line in lines}) > 1
-
-    def mib(name):
-        return lambda line: f"{line[name] / MIB:,.1f}" if line.get(name) is not None else None
-
-    def ratio(name):
-        return lambda line: (
-            round(line[name] / first[name], 3)
-            if first and first.get(name) and line.get(name) is not None
-            else None
-        )
-
-    columns: dict[str, Callable[[dict], Any]] = {
-        "strategy": lambda line: (
-            line["strategy_name"] + (f", {line['depth']} layers" if several else "")
-        ),
-        "layers": lambda line: line["depth"],
-        "blocks": lambda line: line["blocks"],
-        "batch": lambda line: line["batch"],
-        "parameters": mib("parameter_bytes"),
-        "optimizer": mib("optimizer_bytes"),
-        "images": mib("batch_bytes"),
-        "scratch (temp)": mib("temp_bytes"),
-        "total": mib("total_device_bytes"),
-        "scratch / first": ratio("temp_bytes"),
-        "total / first": ratio("total_device_bytes"),
-        "FLOPs / first": ratio("flops"),
-        "fits": lambda line: {True: "yes", False: "no", None: "-"}[line.get("fits")],
-    }
-    if arguments.max_batch:
-        columns["largest batch"] = lambda line: line.get("max_batch")
-    if arguments.measure:
-        columns["measured"] = mib("measured_bytes")
-        columns["total / measured"] = lambda line: (
-            line["total_device_bytes"] / line["measured_bytes"]
-            if line.get("measured_bytes")
-            else None
-        )
-    if arguments.all_columns:
-        columns |= {
-            "arguments": mib("argument_bytes"),
-            "outputs": mib("output_bytes"),
-            "alias": mib("alias_bytes"),
-            "code": mib("generated_code_bytes"),
-            "host": mib("host_bytes"),
-            "TFLOP": lambda line: round(line["flops"] / 1e12, 3) if "flops" in line else None,
-            "collectives": lambda line: (
-                ", ".join(f"{n} {name}" for name, n in line.get("collectives", {}).items())
-                or "none"
-            ),
-        }
-    columns["compile s"] = lambda line: (
-        round(line["compile_seconds"]) if "compile_seconds" in line else None
-    )
-    return list(columns), [[get(line) for get in columns.values()] for line in lines]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m blockjax.memory`: rows, strategies, the largest batch, and the whole command."""
+"""`python -m blockjax.memory`: rows, strategies, and the whole command."""
 
 import argparse
 import json
@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from blockjax.memory import MIB, MemoryProfile
+from blockjax.memory import MemoryProfile
 from blockjax.memory import __main__ as memory_command
-from blockjax.memory.__main__ import Row, largest_batch
+from blockjax.memory.__main__ import Row
 from blockjax.memory.jobs import Result, run_job
 from blockjax.memory.profiles import DoesNotFit, count_collectives
 from blockjax.variants import BASELINES, vary
@@ -26,41 +26,6 @@ def test_strategies_with_options():
     assert vary(tiny_config(), "end_to_end+mae_decoder").decoder.depth == 8
     with pytest.raises(ValueError, match=r"option 'rematt' is unknown; there is \+remat"):
         vary(tiny_config(), "blockwise+rematt")
-
-
-@pytest.mark.parametrize("limit", [20, 100, 1_000, 99_999])
-@pytest.mark.parametrize("multiple", [1, 8])
-def test_the_largest_batch_is_found_in_few_compilations(limit, multiple):
-    def total(batch):  # almost a line, and from some size on the compiler refuses
-        return None if batch > 50_000 else round(20 + 1.1 * batch + batch % 3)
-
-    asked = []
-
-    def compiled(batch):
-        assert batch % multiple == 0
-        asked.append(batch)
-        return total(batch)
-
-    found = largest_batch(compiled, limit, start=60, multiple=multiple)
-    largest = max(
-        (b for b in range(0, 50_001, multiple) if b and total(b) <= limit),
-        default=0,
-    )
-    assert found % multiple == 0
-    assert largest - max(multiple, 0.03 * largest) <= found <= largest
-    assert len(asked) == len(set(asked)) <= 18
-    assert largest_batch(lambda batch: batch, 64, 64, 1) == 64
-
-
-def test_few_compilations_find_the_largest_batch_on_a_line():
-    asked = []
-
-    def compiled(batch):
-        asked.append(batch)
-        return 20 + 3 * batch
-
-    assert largest_batch(compiled, 30_000, start=64, multiple=1) == 9993
-    assert len(asked) <= 6
 
 
 def line_of(monkeypatch, job, target="v5e:2x2", **options):
@@ -101,24 +66,6 @@ def test_a_crash_on_the_way_to_the_largest_batch_keeps_the_row(monkeypatch):
     line = line_of(monkeypatch, job)
     assert line["total_device_bytes"] == 500
     assert line["error"] == "the compiler's process died"
-
-
-def test_growth_for_each_layer_more():
-    lines = [
-        {"strategy_name": name, "depth": depth, "temp_bytes": temp, "total_device_bytes": total}
-        for name, depth, temp, total in (
-            ("end_to_end", 24, 36 * MIB, 60 * MIB),
-            ("end_to_end", 12, 12 * MIB, 24 * MIB),
-            ("blockwise", 12, 5 * MIB, 8 * MIB),
-            ("blockwise", 24, 5 * MIB, 20 * MIB),
-        )
-    ]
-    lines.append({"strategy_name": "blockwise", "depth": 48, "error": "crashed"})
-    assert memory_command._growth(lines) == [
-        ["end_to_end", "12 to 24", "2.000", "3.000"],
-        ["blockwise", "12 to 24", "0.000", "1.000"],
-    ]
-    assert not memory_command._growth(lines[:1])
 
 
 def test_collectives_are_counted_once():

@@ -1,0 +1,34 @@
+"""Tables of memory profiles."""
+
+from blockjax.memory import MIB
+from blockjax.memory.report import _growth, report
+
+
+def test_growth_for_each_layer_more():
+    lines = [
+        {"strategy_name": name, "depth": depth, "temp_bytes": temp, "total_device_bytes": total}
+        for name, depth, temp, total in (
+            ("end_to_end", 24, 36 * MIB, 60 * MIB),
+            ("end_to_end", 12, 12 * MIB, 24 * MIB),
+            ("blockwise", 12, 5 * MIB, 8 * MIB),
+            ("blockwise", 24, 5 * MIB, 20 * MIB),
+        )
+    ]
+    lines.append({"strategy_name": "blockwise", "depth": 48, "error": "crashed"})
+    assert _growth(lines) == [
+        ["end_to_end", "12 to 24", "2.000", "3.000"],
+        ["blockwise", "12 to 24", "0.000", "1.000"],
+    ]
+    assert not _growth(lines[:1])
+
+
+def test_a_target_with_errors_only_has_no_table(capsys):
+    lines = [
+        {"config": "a.py", "target": "v5e", "strategy_name": "blockwise", "depth": 4, "error": "no libtpu"},
+        {"config": "a.py", "target": "h100", "strategy_name": "blockwise", "depth": 4, "blocks": 4, "batch": 8,
+         "refused": "too much", "fits": False, "total_device_bytes": 3 * MIB},
+    ]  # fmt: skip
+    report(lines)
+    out = capsys.readouterr().out
+    assert "a.py, v5e" not in out and "blockwise, v5e: error: no libtpu" in out
+    assert "a.py, h100" in out and "3.0" in out and "no" in out
