@@ -184,7 +184,7 @@ def _table(title, columns, rows, shown):
         cells = [_cell(row[index]) for row in rows]
         if all(_is_number(row[index]) for row in rows):
             heading = Text(columns[index].replace(" ", "\n"))
-            table.add_column(heading, justify="right", no_wrap=True)
+            table.add_column(heading, justify="right")
         else:
             words = " ".join([columns[index], *cells]).split()
             table.add_column(Text(columns[index]), min_width=min(_MAX_WORD, max(map(len, words))))
