@@ -3,12 +3,18 @@
 import os
 import pathlib
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Almost all time goes into compiling, and the compiled programs are tiny.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-
 import jax
 from absl import flags
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+# Almost all time goes into compiling, and the compiled programs are tiny.
+quick = "--xla_backend_optimization_level=0"
+if jax.__version_info__ < (0, 11):  # later ones have no other emitters
+    quick += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", quick)
+# Programs for TPUs keep everything in HBM: else the compiler moves arrays to a memory that it does not count.
+os.environ.setdefault("LIBTPU_INIT_ARGS", "--xla_vf_vmem_memory_space_assignment=false")
 
 jax.config.update("jax_num_cpu_devices", 4)
 # Many tests compile the same tiny programs.
