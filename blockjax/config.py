@@ -15,12 +15,14 @@ from blockjax.objectives import OBJECTIVES
 from blockjax.objectives.masking import visible_counts
 from blockjax.sharding import mesh_shape
 
-STRATEGIES = ("blockwise", "end_to_end")
+STRATEGIES = ("blockwise", "end_to_end", "streamed", "pipelined")
+# They compute the same numbers, so a run may go on under another one.
+_EQUAL_STRATEGIES = ("blockwise", "streamed", "pipelined")
 REMATS = ("none", "layer")
 DTYPES = ("auto", "float32", "bfloat16")
 
 # A resumed run may differ in these: they do not touch what is computed.
-_MAY_CHANGE = ("checkpoint", "log", "probe", "data.dir", "mesh")
+_MAY_CHANGE = ("checkpoint", "log", "probe", "data.dir", "mesh", "pipeline")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -34,7 +36,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.dtype = (
         "auto"  # of activations: bfloat16 on TPU and GPU, float32 on CPU; parameters are float32
     )
-    config.strategy = "blockwise"  # or end_to_end
+    # end_to_end: one loss at the end; streamed: block states in host memory; pipelined: blocks over mesh.block devices
+    config.strategy = "blockwise"
     config.blocks = (
         4  # must divide the depth; under end_to_end only the depths at which features are read
     )
@@ -95,7 +98,11 @@ def default_config() -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1  # devices over which images are split; -1: the rest
     config.mesh.fsdp = 1  # devices over which images and states are split
-    config.mesh.block = 1
+    config.mesh.block = 1  # stages over which `pipelined` spreads the blocks
+
+    config.pipeline = ml_collections.ConfigDict()
+    # Batches from filling to draining the pipeline; default 8 for each stage. All wait on the device.
+    config.pipeline.batches = config_dict.placeholder(int)
 
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every = config_dict.placeholder(int)  # steps; default: a tenth of the run
@@ -215,8 +222,14 @@ def frugal_changes(config: ml_collections.ConfigDict, devices: int) -> list[dict
         if microbatches > config.microbatches and config.batch_size % (microbatches * parts) == 0:
             changes = {**changes, "microbatches": microbatches}
             found.append(changes)
-    if config.strategy != "blockwise" or config.blocks < config.model.depth:
+    if config.strategy == "end_to_end":
         changes = {**changes, "strategy": "blockwise", "blocks": config.model.depth}
+        found.append(changes)
+    elif config.blocks < config.model.depth:
+        changes = {**changes, "blocks": config.model.depth}
+        found.append(changes)
+    if config.strategy in ("end_to_end", "blockwise") and config.mask.schedule == "constant":
+        changes = {**changes, "strategy": "streamed"}
         found.append(changes)
     for share in (4, 16):
         smaller = config.batch_size // (share * parts) * parts
@@ -254,6 +267,8 @@ def differences(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
     # A field that is younger than the saved run had its default's effect.
     saved = {**_flatten(to_json(default_config())), **_flatten(saved)}
     new = _flatten(new)
+    if saved["strategy"] in _EQUAL_STRATEGIES and new["strategy"] in _EQUAL_STRATEGIES:
+        saved["strategy"] = new["strategy"]
     return [
         f"{key}: {saved.get(key, 'absent')} -> {new.get(key, 'absent')}"
         for key in sorted({*saved, *new})
@@ -332,6 +347,8 @@ def _check_numbers(config):
     }
     if config.steps is not None:
         at_least_one["steps"] = config.steps
+    if config.pipeline.batches is not None:
+        at_least_one["pipeline.batches"] = config.pipeline.batches
     if config.checkpoint.every is not None:
         at_least_one["checkpoint.every"] = config.checkpoint.every
     for name, value in at_least_one.items():
@@ -413,10 +430,22 @@ def _check_decoder(config):
 
 def _check_devices(config, devices):
     data, fsdp, block = mesh_shape(config.mesh, devices)
-    if block > 1:
+    if block > 1 and config.strategy != "pipelined":
         raise ValueError(
             f"mesh.block={block} spreads blocks over devices, which strategy {config.strategy!r} does not do; "
-            "set mesh.block=1 and use mesh.data or mesh.fsdp"
+            "set strategy=pipelined, or mesh.block=1 and use mesh.data or mesh.fsdp"
+        )
+    if config.blocks % block:
+        raise ValueError(
+            f"blocks {config.blocks} does not divide over mesh.block={block} stages; "
+            f"numbers of stages that do: {_divisors(config.blocks)}"
+        )
+    if config.pipeline.batches is None:
+        config.pipeline.batches = 8 * block
+    if config.strategy in ("streamed", "pipelined") and config.mask.schedule != "constant":
+        raise ValueError(
+            f"mask.schedule {config.mask.schedule!r} drops tokens between blocks, and {config.strategy} runs "
+            "all blocks in one loop, on streams of one shape; set mask.schedule=constant or strategy=blockwise"
         )
     parts = data * fsdp * config.microbatches
     if config.batch_size % parts:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from blockjax.learner import Learner
 from blockjax.objectives.patches import patchify, standardize
@@ -87,24 +88,34 @@ def block_features(
     Returns:
       K arrays [B, pool² · D], float32, on the host.
     """
-    padding = -len(images_BHWC) % _BATCH
+    mesh = getattr(state.step.sharding, "mesh", None)
+    devices = mesh.size if mesh else 1
+    size = -(-_BATCH // devices) * devices
+    padding = -len(images_BHWC) % size
     padded = np.concatenate([images_BHWC, images_BHWC[:1].repeat(padding, axis=0)])
-    batches = [
-        jax.device_get(_features(learner, pool, state, padded[i : i + _BATCH]))
-        for i in range(0, len(padded), _BATCH)
-    ]
+    batches = []
+    for i in range(0, len(padded), size):
+        batch = padded[i : i + size]
+        if devices > 1:  # each device, of whatever process, takes its share
+            split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+            batch = jax.make_array_from_callback(batch.shape, split, batch.__getitem__)
+        batches.append(jax.device_get(_features(learner, pool, mesh, state, batch)))
     return [np.concatenate(blocks)[: len(images_BHWC)] for blocks in zip(*batches, strict=True)]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _features(learner, pool, state, images_BHWC):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _features(learner, pool, mesh, state, images_BHWC):
     patches = patchify(images_BHWC, learner.vit.patch_size)
     positions = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
     inputs = {"patches": standardize(patches), "positions": positions}
-    return [
+    features = [
         _pooled(tokens_BTD[:, 1:].astype(jnp.float32), *learner.vit.grid, pool)
         for tokens_BTD in learner.streams(state, inputs)
     ]
+    if mesh is not None and mesh.size > 1:  # so that every process can read them
+        whole = NamedSharding(mesh, PartitionSpec())
+        features = jax.lax.with_sharding_constraint(features, whole)
+    return features
 
 
 def _pooled(tokens_BND, rows, columns, pool):

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from blockjax.learner import Learner
-from blockjax.state import TrainState
+from blockjax.state import TrainState, read_row
 
 
 def reconstruction(
@@ -39,7 +39,7 @@ def reconstruction(
         tokens = learner.vit.stem(state.stem.params, inputs)
         rows = [objective.masked_picture(tokens, images, order)]
         for k in range(learner.rows):
-            params = jax.tree.map(lambda leaf, k=k: leaf[k], state.blocks.params)
+            params = jax.device_put(read_row(state.blocks.params, k), jax.memory.Space.Device)
             if (enter := objective.enter(k)) is not None:
                 tokens = enter(tokens)
             tokens = learner.vit.layers(params["layers"], tokens)

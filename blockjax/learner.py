@@ -1,12 +1,14 @@
 """What a config describes, put together: encoder, objective and optimizer as a train step and its first state."""
 
+import contextlib
 import dataclasses
-import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -17,8 +19,8 @@ from blockjax.objectives import OBJECTIVES
 from blockjax.objectives.masking import visible_counts
 from blockjax.optimizer import learning_rate_schedule, make_optimizer
 from blockjax.sharding import batch_sharding, state_shardings
-from blockjax.state import TrainState, init_state
-from blockjax.strategies import Block, blockwise, end_to_end
+from blockjax.state import TrainState, init_block_state, read_row
+from blockjax.strategies import Block, blockwise, end_to_end, pipelined, streamed
 
 PyTree = Any
 
@@ -35,6 +37,8 @@ class Learner:
       optimizer: of each block.
       schedule: step -> learning rate.
       train_step: `(state, batch, rng) -> (state, metrics)`.
+      in_host_memory: whether the blocks' states live there, as `streamed` wants it.
+      batches: that a train step takes under `pipelined`; None under the others, which take one.
     """
 
     vit: ViT
@@ -44,20 +48,43 @@ class Learner:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     train_step: Any
+    in_host_memory: bool = False
+    batches: int | None = None
 
     def init(self, rng: jax.Array) -> TrainState:
         """Returns the state before the first step. The encoder's start does not depend on the strategy."""
-        stem = self.vit.init_stem(jax.random.fold_in(rng, 0))
-        layers = self.vit.init_layers(jax.random.fold_in(rng, 1), self.rows)
-        head_keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(rng, 2)))(
-            jnp.arange(self.rows)
+        stem_rng, layers_rng, heads_rng = (jax.random.fold_in(rng, i) for i in range(3))
+
+        def init_block(index):
+            layers = self.vit.init_block(layers_rng, index, self.rows)
+            head = self.objective.init_head(jax.random.fold_in(heads_rng, index))
+            state = init_block_state(self.optimizer, {"layers": layers, "head": head})
+            return jax.device_put(state, jax.memory.Space.Host) if self.in_host_memory else state
+
+        # All together may be more than a device holds.
+        over_blocks = (
+            jax.lax.map if self.in_host_memory else lambda init, rows: jax.vmap(init)(rows)
         )
-        heads = jax.vmap(self.objective.init_head)(head_keys)
-        return init_state(self.optimizer, {"layers": layers, "head": heads}, stem)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            stem=init_block_state(self.optimizer, self.vit.init_stem(stem_rng)),
+            blocks=over_blocks(init_block, jnp.arange(self.rows)),
+        )
 
     def abstract_state(self) -> TrainState:
         """Returns the state's shapes and dtypes without making it."""
         return jax.eval_shape(self.init, jax.random.key(0))
+
+    def state_shardings(self, mesh: Mesh) -> TrainState:
+        """Returns where every array of the state lives."""
+        shardings = state_shardings(self.abstract_state(), mesh)
+        if not self.in_host_memory:
+            return shardings
+        return shardings.replace(
+            blocks=jax.tree.map(
+                lambda sharding: sharding.with_memory_kind("pinned_host"), shardings.blocks
+            )
+        )
 
     def init_for(self, compiled: jax.stages.Compiled, rng: jax.Array) -> TrainState:
         """Returns the first state, born where and how a compiled step wants it; the same numbers on every mesh."""
@@ -70,32 +97,60 @@ class Learner:
         step asks for (see `state_formats`).
         """
         state = self.abstract_state()
-        shardings = state_shardings(state, mesh)
+        shardings = self.state_shardings(mesh)
         replicated = NamedSharding(mesh, PartitionSpec())
         side = self.vit.image_size
-        batch = {
-            "image": jax.ShapeDtypeStruct(
-                (batch_size, side, side, 3), jnp.uint8, sharding=batch_sharding(mesh)
-            )
-        }
-        # XLA chooses the layout of the state: with the default one it may copy whole stacks into another and back.
-        formats = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), shardings)
+        several = () if self.batches is None else (self.batches,)
+        images = NamedSharding(
+            mesh, PartitionSpec(*[None for _ in several], *batch_sharding(mesh).spec)
+        )
+        batch = {"image": jax.ShapeDtypeStruct((*several, batch_size, side, side, 3), jnp.uint8)}
+        batch_shardings = {"image": images}
+        if several:
+            batch = {"batches": batch, "count": jax.ShapeDtypeStruct((), jnp.int32)}
+            batch_shardings = {"batches": batch_shardings, "count": replicated}
+        formats = shardings
+        if not self.in_host_memory:
+            # XLA chooses the layout of the state: with the default one it may copy whole stacks into another and back.
+            formats = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), shardings)
         step = jax.jit(
             self.train_step,
             donate_argnums=0,
-            in_shardings=(formats, batch_sharding(mesh), replicated),
+            in_shardings=(formats, batch_shardings, replicated),
             out_shardings=(formats, replicated),
         )
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return step.trace(state, batch, key)
+        with jax.set_mesh(mesh) if several else contextlib.nullcontext():
+            return step.trace(state, batch, key)
+
+    def place(self, mesh: Mesh, batches: Sequence[np.ndarray]) -> PyTree:
+        """Puts host images on the devices of a mesh, as the train step takes them.
+
+        Args:
+          mesh: that of the train step.
+          batches: this process's part of each batch, uint8 [B, H, W, 3]: one batch, or under `pipelined` as many as a
+            train step takes, or fewer.
+        """
+        put = jax.make_array_from_process_local_data
+        images = batch_sharding(mesh)
+        if self.batches is None:
+            (batch,) = batches
+            return {"image": put(images, batch)}
+        filled = [*batches, *[batches[-1]] * (self.batches - len(batches))]
+        stacked = NamedSharding(mesh, PartitionSpec(None, *images.spec))
+        count = put(NamedSharding(mesh, PartitionSpec()), np.int32(len(batches)))
+        return {"batches": {"image": put(stacked, np.stack(filled))}, "count": count}
 
     def streams(self, state: TrainState, inputs: PyTree) -> list[jax.Array]:
         """Returns the tokens that leave each of the K read-out depths, [B, T, D] each, for the stem's inputs."""
-        layers = regroup(state.blocks.params["layers"], self.readouts, stacked=2)
+        layers = state.blocks.params["layers"]
+        if self.rows != self.readouts:
+            layers = regroup(layers, self.readouts, stacked=2)
         tokens = self.vit.stem(state.stem.params, inputs)
         streams = []
         for k in range(self.readouts):
-            tokens = self.vit.layers(jax.tree.map(lambda leaf, k=k: leaf[k], layers), tokens)
+            row = jax.device_put(read_row(layers, k), jax.memory.Space.Device)
+            tokens = self.vit.layers(row, tokens)
             streams.append(tokens)
         return streams
 
@@ -173,5 +228,18 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
             enter = objective.enter(k)
             # Blocks that see the same tokens stay one object, and so one compiled loop.
             blocks.append(dataclasses.replace(blocks[-1], enter=enter) if enter else blocks[-1])
-        train_step = blockwise(blocks, stem=stem, prepare=objective.prepare)
-    return Learner(vit, objective, rows, config.blocks, optimizer, schedule, train_step)
+        driver = {"blockwise": blockwise, "streamed": streamed, "pipelined": pipelined}[
+            config.strategy
+        ]
+        train_step = driver(blocks, stem=stem, prepare=objective.prepare)
+    return Learner(
+        vit=vit,
+        objective=objective,
+        rows=rows,
+        readouts=config.blocks,
+        optimizer=optimizer,
+        schedule=schedule,
+        train_step=train_step,
+        in_host_memory=config.strategy == "streamed",
+        batches=config.pipeline.batches if config.strategy == "pipelined" else None,
+    )

@@ -18,13 +18,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from blockjax import config as config_lib
 from blockjax import evaluate, figures
 from blockjax.checkpoint import Checkpoints
-from blockjax.data.pipeline import DevicePrefetch, evaluation_images, train_batches
+from blockjax.data.pipeline import DevicePrefetch, Groups, evaluation_images, train_batches
 from blockjax.data.sources import open_source
 from blockjax.learner import make_learner, state_formats
 from blockjax.memory.profiles import MIB, DoesNotFit, compile_step
 from blockjax.memory.targets import local_limit
 from blockjax.progress import Progress, render_table
-from blockjax.sharding import batch_sharding, make_mesh, mesh_shape, state_shardings
+from blockjax.sharding import make_mesh, mesh_shape
 from blockjax.writers import Writer, read_metrics, write_bytes_atomic, write_json_atomic
 
 
@@ -139,7 +139,7 @@ class Pretraining:
         abstract = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract,
-            state_shardings(abstract, self.mesh),
+            self.learner.state_shardings(self.mesh),
         )
         restored = checkpoints.restore_newest(abstract)
         if restored is None:
@@ -154,7 +154,7 @@ class Pretraining:
             jax.random.key(self.config.seed), {"init": 0, "train": 1, "figure": 2}[name]
         )
 
-    def _batches(self, data_state):
+    def _batches(self, start, data_state):
         config = self.config
         batches = train_batches(
             self.train_source,
@@ -171,13 +171,12 @@ class Pretraining:
         )
         if data_state is not None:
             batches.set_state(data_state)
-        sharding = batch_sharding(self.mesh)
 
-        def put(batch):
-            image = jax.make_array_from_process_local_data(sharding, batch["image"])
-            return {"image": image}
+        def put(group):
+            return self.learner.place(self.mesh, [batch["image"] for batch in group])
 
-        return DevicePrefetch(batches, put)
+        groups = Groups(batches, self.learner.batches or 1, self.steps - start)
+        return DevicePrefetch(groups, put, size=2 if self.learner.batches is None else 1)
 
     def _train(self, train_step, state, data_state, checkpoints):
         config = self.config
@@ -185,27 +184,29 @@ class Pretraining:
         key = jax.device_put(self._key("train"), NamedSharding(self.mesh, PartitionSpec()))
         pending = collections.deque()  # metrics of steps that may still be running
         with (
-            contextlib.closing(self._batches(data_state)) as batches,
+            contextlib.closing(self._batches(start, data_state)) as batches,
             contextlib.closing(Writer(self.workdir, enabled=self.is_first_process)) as writer,
             Progress(self.steps, start, enabled=self.is_first_process) as progress,
             _caught_signals() as caught,
         ):
             log = _Log(self, writer, progress, start)
-            for step in range(start + 1, self.steps + 1):
+            done, at_once, every = start, self.learner.batches or 1, config.checkpoint.every
+            while done < self.steps:
                 state, metrics = train_step(state, next(batches), key)
-                pending.append((step, metrics))
-                last = step == self.steps
-                save = last or step % config.checkpoint.every == 0 or bool(caught)
+                before, done = done, min(done + at_once, self.steps)
+                pending.append((before, done, metrics))
+                last = done == self.steps
+                save = last or done // every > before // every or bool(caught)
                 # Metrics are read a step late, so that the device never waits for the host; but nothing is saved
                 # that was not seen to be finite.
                 while len(pending) > (0 if save else 1):
-                    log.step(*pending.popleft())
+                    log.steps(*pending.popleft())
                 if save:
-                    checkpoints.save(step, state, batches.get_state())
+                    checkpoints.save(done, state, batches.get_state())
                 if caught and not last:
                     checkpoints.wait()
                     raise Interrupted(
-                        f"{signal.Signals(caught[0]).name}: stopped after step {step} of {self.steps}, with a "
+                        f"{signal.Signals(caught[0]).name}: stopped after step {done} of {self.steps}, with a "
                         f"checkpoint in {self.workdir}. The same command goes on from there."
                     )
             checkpoints.wait()
@@ -269,7 +270,7 @@ class Pretraining:
             limit=config.probe.test_examples,
             on_corrupt=config.data.on_corrupt,
         )
-        shardings = state_shardings(self.learner.abstract_state(), self.mesh)
+        shardings = self.learner.state_shardings(self.mesh)
         untrained = jax.jit(self.learner.init, out_shardings=shardings)(self._key("init"))
         classes = int(max(train[1].max(), test[1].max())) + 1
         return evaluate.probe_blocks(
@@ -288,16 +289,27 @@ class _Log:
         self._run, self._writer, self._progress = run, writer, progress
         last = writer.resume_after(start)
         self._seconds_before = last["seconds"] if last else 0.0
-        self._begin = self._since = time.perf_counter()
+        self._begin = self._since = self._called = time.perf_counter()
         self._since_step = start
 
-    def step(self, step, metrics):
+    def steps(self, before, done, metrics):
+        """Takes the metrics of one call, [K] of one step or [n, K] of several, whose time they share equally."""
+        metrics = jax.device_get(metrics)
+        now = time.perf_counter()
+        for step in range(before + 1, done + 1):
+            row = {
+                name: value.reshape(-1, value.shape[-1])[step - before - 1]
+                for name, value in metrics.items()
+            }
+            share = (step - before) / (done - before)
+            self.step(step, row, self._called + share * (now - self._called))
+        self._called = now
+
+    def step(self, step, metrics, now):
         config = self._run.config
-        metrics = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
         _check_finite(step, metrics)
         if step % config.log.every and step != self._run.steps:
             return
-        now = time.perf_counter()
         rate = (step - self._since_step) * config.batch_size / max(now - self._since, 1e-9)
         self._since, self._since_step = now, step
         row = {

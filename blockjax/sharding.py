@@ -1,15 +1,23 @@
 """One mesh for everything: which devices hold which part of the batch and of the state."""
 
+import functools
 from typing import Any
 
 import jax
+from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 
 AXES = ("data", "fsdp", "block")
-# Arrays smaller than this many elements are not worth a gather: biases, norms, tokens.
-_SMALLEST_SHARDED = 2**12
+# How parameters end, with all that is named like them in optimizer states, and the dimension that `fsdp` splits. The
+# first that fits counts; biases, norms and tokens are not worth a gather.
+FSDP_RULES = (
+    ("/Dense_0/kernel", -1),  # [width, hidden]
+    ("/Dense_1/kernel", -2),  # [hidden, width]
+    ("/pixels/kernel", -1),  # [width, values of a patch]
+    ("/kernel", -2),  # attention [width, width], embeddings
+)
 
 
 def mesh_shape(mesh_config: Any, devices: int) -> tuple[int, int, int]:
@@ -46,19 +54,33 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
-    """Returns a sharding for every array of an (abstract) state.
+    """Returns a sharding for every array of an (abstract) train state.
 
-    With an `fsdp` axis, each array is split along its largest dimension that divides by it; small arrays and all
-    else are replicated.
+    The axis `block` splits the rows of `blocks`; `fsdp` splits what `FSDP_RULES` names. Where it does not divide the
+    dimension of the rule, it takes the array's other one; where it divides none, the array stays whole, with a warning.
     """
-    size = mesh.shape["fsdp"]
+    fsdp, whole = mesh.shape["fsdp"], []
 
-    def leaf_sharding(leaf):
+    def sharding(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         spec = [None] * leaf.ndim
-        if size > 1 and leaf.size >= _SMALLEST_SHARDED:
-            fitting = [i for i in range(leaf.ndim) if leaf.shape[i] % size == 0]
+        if mesh.shape["block"] > 1 and name.startswith("blocks/"):
+            spec[0] = "block"
+        rule = next((axis for end, axis in FSDP_RULES if name.endswith(end)), None)
+        if rule is not None and fsdp > 1:
+            fitting = [axis for axis in (rule, -3 - rule) if leaf.shape[axis] % fsdp == 0]
             if fitting:
-                spec[max(fitting, key=lambda i: leaf.shape[i])] = "fsdp"
+                spec[leaf.ndim + fitting[0]] = "fsdp"
+            else:
+                whole.append(f"{name} {leaf.shape}")
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    return jax.tree.map(leaf_sharding, state)
+    shardings = jax.tree_util.tree_map_with_path(sharding, state)
+    if whole:
+        _warn_once(f"mesh.fsdp={fsdp} divides no dimension of {', '.join(whole)}: whole everywhere")
+    return shardings
+
+
+@functools.cache
+def _warn_once(text):
+    logging.warning(text)

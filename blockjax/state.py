@@ -53,3 +53,17 @@ def init_state(
         stem=None if stem is None else init_block_state(optimizer, stem),
         blocks=jax.vmap(lambda params: init_block_state(optimizer, params))(blocks),
     )
+
+
+def read_row(stacked: PyTree, index: jax.Array | int) -> PyTree:
+    """Returns one block's part of stacked arrays."""
+    return jax.tree.map(
+        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacked
+    )
+
+
+def write_row(stacked: PyTree, row: PyTree, index: jax.Array | int) -> PyTree:
+    """Returns stacked arrays with one block's part replaced, in place inside a loop."""
+    return jax.tree.map(
+        lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, index, 0), stacked, row
+    )

@@ -18,6 +18,8 @@ def vary(config: ml_collections.ConfigDict, variant: str) -> ml_collections.Conf
     config = config.copy_and_resolve_references()
     config.strategy, *options = variant.split("+")
     config.remat, config.microbatches, config.model.unroll = "none", 1, 1
+    if config.strategy != "pipelined" and config.mesh.block != 1:
+        config.mesh.block, config.mesh.data = 1, -1  # the others split the batch over all devices
     for option in options:
         if option == "remat":
             config.remat = "layer"

@@ -58,6 +58,18 @@ BAD = {
     "unroll": ({"model.unroll": 2}, r"model.unroll 2 does not divide the 1 layers"),
     "crop": ({"data.crop_scale": (0.0, 1.0)}, r"data.crop_scale must be two areas"),
     "pool": ({"probe.pool": 3}, r"probe.pool 3 does not divide the 4 x 4 grid"),
+    "streamed_schedule": (
+        {"mask.schedule": "linear:0.9", "strategy": "streamed"},
+        r"drops tokens between blocks, and streamed runs all blocks in one loop",
+    ),
+    "pipelined_schedule": (
+        {"mask.schedule": "linear:0.9", "strategy": "pipelined"},
+        r"drops tokens between blocks, and pipelined runs all blocks in one loop",
+    ),
+    "pipeline_batches": (
+        {"pipeline.batches": 0},
+        r"pipeline.batches must be at least 1, not 0",
+    ),
     "block_axis": ({"mesh.block": 1, "mesh.data": 3}, r"mesh.data=3.* does not fit 1 device"),
 }
 
@@ -76,8 +88,12 @@ def test_batch_and_mesh_must_fit_the_devices():
         with pytest.raises(ValueError, match=r"batch_size 6 does not divide over 4 .*; 4 would"):
             resolve(config, devices=4)
     resolve(config, devices=2)
-    with pytest.raises(ValueError, match=r"mesh.block=4 spreads blocks over devices"):
+    with pytest.raises(ValueError, match=r"mesh.block=4 spreads blocks .* set strategy=pipelined"):
         resolve(tiny_config(**{"mesh.block": 4}), devices=4)
+    fields = {"mesh.block": 4, "strategy": "pipelined"}
+    assert resolve(tiny_config(**fields), devices=4).pipeline.batches == 32
+    with pytest.raises(ValueError, match=r"blocks 2 .* mesh.block=4 stages; .* that do: 1, 2"):
+        resolve(tiny_config(**fields, blocks=2), devices=4)
 
 
 def test_a_mistyped_key_names_the_nearest():
@@ -180,6 +196,7 @@ def test_bim_refuses_unknown_models():
 
 REMAT, CUT = {"remat": "layer"}, {"remat": "layer", "microbatches": 16}
 WHOLE = {**CUT, "strategy": "blockwise", "blocks": 4}
+HOST = {**WHOLE, "strategy": "streamed"}
 
 
 @pytest.mark.parametrize(
@@ -187,17 +204,23 @@ WHOLE = {**CUT, "strategy": "blockwise", "blocks": 4}
     [
         (
             {"strategy": "end_to_end", "batch_size": 64},
-            [REMAT, {**REMAT, "microbatches": 4}, CUT, WHOLE,
-             {**WHOLE, "batch_size": 16}, {**WHOLE, "microbatches": 4, "batch_size": 4}],
+            [REMAT, {**REMAT, "microbatches": 4}, CUT, WHOLE, HOST,
+             {**HOST, "batch_size": 16}, {**HOST, "microbatches": 4, "batch_size": 4}],
         ),
         (  # What is done already is not proposed; batches divide over 2 devices and the microbatches.
             {"remat": "layer", "blocks": 4, "microbatches": 4, "batch_size": 48, "mesh.data": -1},
-            [{"microbatches": 2, "batch_size": 12}, {"microbatches": 1, "batch_size": 2}],
+            [{"strategy": "streamed"},
+             {"strategy": "streamed", "microbatches": 2, "batch_size": 12},
+             {"strategy": "streamed", "microbatches": 1, "batch_size": 2}],
+        ),
+        (  # States are spread already, and must stay so.
+            {"remat": "layer", "blocks": 2, "batch_size": 2, "strategy": "pipelined", "mesh.block": 2},
+            [{"blocks": 4}],
         ),
     ],
 )  # fmt: skip
 def test_frugal_changes_are_valid_configs_that_leave_the_most_alone_first(fields, expected):
-    devices = 2 if "mesh.data" in fields else 1
+    devices = 2 if fields.keys() & {"mesh.data", "mesh.block"} else 1
     config = config_lib.resolve(tiny_config(**fields), devices=devices, platform="cpu")
     changes = config_lib.frugal_changes(config, devices)
     assert changes == expected

@@ -124,8 +124,8 @@ def test_sigterm_saves_and_the_same_command_goes_on_exactly(
     steps_seen = []
     original = pretrain._Log.step
 
-    def stop_at_step_6(self, step, metrics):
-        original(self, step, metrics)
+    def stop_at_step_6(self, step, metrics, now):
+        original(self, step, metrics, now)
         steps_seen.append(step)
         if step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -167,6 +167,47 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(
     chex.assert_trees_all_equal(
         final_state(config_of(arrays), workdir), final_state(config_of(arrays), finished[0])
     )
+
+
+@pytest.mark.slow
+def test_goes_on_under_another_strategy_and_mesh(finished, arrays, tmp_path, monkeypatch):
+    """Blockwise on four devices, then streamed, then pipelined; states arrive bit by bit as they were saved."""
+    workdir = tmp_path / "moved"
+    runs = [
+        config_of(arrays, **fields)
+        for fields in (
+            {},
+            {"strategy": "streamed", "mesh.data": 2, "mesh.fsdp": 2},
+            # 8 steps done, 4 left: one whole group and a part of one.
+            {"strategy": "pipelined", "mesh.data": 2, "mesh.block": 2, "pipeline.batches": 3},
+        )
+    ]
+    original = pretrain._Log.step
+
+    def stop_at(step_to_stop):
+        def step(self, step, metrics, now):
+            original(self, step, metrics, now)
+            if step == step_to_stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return step
+
+    for config, stop in zip(runs[:2], (3, 7), strict=True):
+        monkeypatch.setattr(pretrain._Log, "step", stop_at(stop))
+        with pytest.raises(Interrupted):
+            Pretraining(config, workdir).run()
+    monkeypatch.setattr(pretrain._Log, "step", original)
+    steps = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+    states = [final_state(config, workdir, max(steps)) for config in runs]
+    chex.assert_trees_all_equal(*states)
+    summary = Pretraining(runs[2], workdir).run()
+    assert summary["strategy"] == "pipelined"
+    assert [row["step"] for row in comparable(workdir)] == list(range(1, STEPS + 1))
+    for row, expected in zip(comparable(workdir), comparable(finished[0]), strict=True):
+        for name, value in expected.items():
+            np.testing.assert_allclose(row[name], value, rtol=1e-3, err_msg=name)
+    with pytest.raises(ValueError, match="strategy: pipelined -> end_to_end"):
+        Pretraining(config_of(arrays, strategy="end_to_end"), workdir)
 
 
 def test_nan_stops_with_step_and_block(arrays, tmp_path):
@@ -212,7 +253,7 @@ def test_an_ignored_signal_stays_ignored(interrupt_handler):
         ),
         (
             lambda learner, batch: 10 * batch,
-            "--config.remat=layer --config.microbatches=1 --config.strategy=blockwise --config.blocks=4 "
+            "--config.remat=layer --config.microbatches=1 --config.blocks=4 --config.strategy=streamed "
             "--config.batch_size=4 needs 40 MiB",
         ),
         (lambda learner, batch: 100, "nothing near fits"),

@@ -314,6 +314,29 @@ def evaluation_images(
     return _decode_all(source, indices, fit, (image_size, image_size), on_corrupt)
 
 
+class Groups(Iterator[list[dict]]):
+    """Several host batches at a time."""
+
+    def __init__(self, iterator: TrainIterator, size: int, total: int):
+        """Starts nothing yet.
+
+        Args:
+          iterator: host batches, with `get_state`, `set_state` and `close`.
+          size: how many batches are a group.
+          total: how many are handed out in all; the last group may be smaller.
+        """
+        self._iterator, self._size, self._left = iterator, size, total
+        self.get_state, self.set_state = iterator.get_state, iterator.set_state
+        self.close = iterator.close
+
+    def __next__(self) -> list[dict]:
+        group = [next(self._iterator) for _ in range(min(self._size, self._left))]
+        if not group:
+            raise StopIteration
+        self._left -= len(group)
+        return group
+
+
 class DevicePrefetch(Iterator[Any]):
     """Puts batches on the device ahead of time, in a thread of its own."""
 

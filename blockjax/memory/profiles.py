@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from blockjax import config as config_lib
 from blockjax.learner import Learner, make_learner
 from blockjax.memory.flops import matmul_flops
-from blockjax.sharding import make_mesh, mesh_shape, state_shardings
+from blockjax.sharding import make_mesh, mesh_shape
 
 MIB = 2**20
 
@@ -150,14 +150,14 @@ def compile_step(
     seconds = time.perf_counter() - start
 
     state = learner.abstract_state()
-    sizes = jax.tree.map(_shard_bytes, state, state_shardings(state, mesh))
+    sizes = jax.tree.map(_device_bytes, state, learner.state_shardings(mesh))
     parts = [part for part in (sizes.stem, sizes.blocks) if part is not None]
     image = math.prod((batch_size, learner.vit.image_size, learner.vit.image_size, 3))
     return compiled, dataclasses.replace(
         profile_compiled(compiled),
         parameters=sum(jax.tree.leaves([part.params for part in parts])),
         optimizer=sum(jax.tree.leaves([part.opt_state for part in parts])),
-        batch=image // (mesh.shape["data"] * mesh.shape["fsdp"]),
+        batch=image * (learner.batches or 1) // (mesh.shape["data"] * mesh.shape["fsdp"]),
         flops=matmul_flops(traced.jaxpr),
         collectives=count_collectives(compiled.as_text()),
         devices=mesh.size,
@@ -186,12 +186,17 @@ def count_collectives(program: str) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def _shard_bytes(leaf: jax.ShapeDtypeStruct, sharding: Any) -> int:
+def _device_bytes(leaf: jax.ShapeDtypeStruct, sharding: Any) -> int:
+    if sharding.memory_kind == "pinned_host":
+        return 0
     return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def _does_not_fit(message, limit, devices):
-    used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", message)
+    used = re.search(
+        r"(?:Used |temporaries \()([\d.]+)([KMGT])\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMGT])",
+        message,
+    )
     if not used:
         text = "does not fit: " + message.splitlines()[0][:300]
         return DoesNotFit(text, None, limit, devices)

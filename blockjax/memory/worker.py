@@ -12,7 +12,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from blockjax.memory.profiles import DoesNotFit, compile_step, prepare
 from blockjax.memory.targets import local_limit, parse_target
-from blockjax.sharding import batch_sharding
 from blockjax.writers import write_json_atomic
 
 _STEPS = 3
@@ -40,7 +39,7 @@ def _measure(compiled, learner, mesh, config):
     state = learner.init_for(compiled, jax.random.key(0))
     side = learner.vit.image_size
     images = np.zeros((config.batch_size, side, side, 3), np.uint8)
-    batch = jax.device_put({"image": images}, batch_sharding(mesh))
+    batch = learner.place(mesh, [images] * (learner.batches or 1))
     key = jax.device_put(jax.random.key(1), NamedSharding(mesh, PartitionSpec()))
     for _ in range(_STEPS):
         state, metrics = compiled(state, batch, key)

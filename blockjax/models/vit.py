@@ -158,10 +158,15 @@ class ViT:
 
         A layer's parameters depend on its index in the encoder only, so every cut starts from the same encoder.
         """
+        init = jax.vmap(lambda block: self.init_block(rng, block, blocks))
+        return init(jnp.arange(blocks))
+
+    def init_block(self, rng: jax.Array, block: jax.Array, blocks: int) -> PyTree:
+        """Returns the parameters of one of so many blocks (from 0), leaves [layers per block, ...]."""
         tokens = jnp.zeros((1, 1, self.width))
-        keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(self.depth))
-        init = jax.vmap(lambda key: self._layer().init(key, tokens)["params"])
-        return regroup(init(keys), blocks, stacked=1)
+        layers = self.depth // blocks
+        keys = jax.vmap(lambda i: jax.random.fold_in(rng, block * layers + i))(jnp.arange(layers))
+        return jax.vmap(lambda key: self._layer().init(key, tokens)["params"])(keys)
 
     def stem(self, params: PyTree, inputs: dict[str, jax.Array]) -> jax.Array:
         """Embeds patches: {"patches": [B, N, P] float, "positions": [B, N] int} to tokens [B, 1 + N, D]."""

@@ -4,6 +4,8 @@ from blockjax.state import BlockState, TrainState, init_block_state, init_state
 from blockjax.strategies.block import Block, block_update, with_stem
 from blockjax.strategies.blockwise import blockwise
 from blockjax.strategies.end_to_end import end_to_end
+from blockjax.strategies.pipelined import pipelined
+from blockjax.strategies.streamed import streamed
 
 __all__ = [
     "Block",
@@ -14,5 +16,7 @@ __all__ = [
     "end_to_end",
     "init_block_state",
     "init_state",
+    "pipelined",
+    "streamed",
     "with_stem",
 ]

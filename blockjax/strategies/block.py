@@ -12,6 +12,9 @@ from blockjax.state import BlockState
 
 PyTree = Any
 
+# Folded into a block's key for the stem; so large that no split of the key gives the same.
+_STEM = 2**32 - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -92,10 +95,9 @@ def with_stem(block: Block, stem: Callable[[PyTree, PyTree, jax.Array], PyTree])
 
     def forward(params, inputs, rng):
         stem_params, block_params = params
-        stem_rng, block_rng = jax.random.split(rng)
         with jax.named_scope("stem"):
-            stream = stem(stem_params, inputs, stem_rng)
-        return block.forward(block_params, stream, block_rng)
+            stream = stem(stem_params, inputs, jax.random.fold_in(rng, _STEM))
+        return block.forward(block_params, stream, rng)
 
     def loss(params, stream, targets, rng):
         return block.loss(params[1], stream, targets, rng)

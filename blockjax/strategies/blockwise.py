@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from blockjax.state import BlockState, TrainState
+from blockjax.state import BlockState, TrainState, read_row, write_row
 from blockjax.strategies.block import Block, PyTree, block_update, with_stem
 
 
@@ -67,7 +67,7 @@ def blockwise(
 
 
 def _update_first(block, stem_state, states, inputs, targets, step_rng):
-    first = _read(states, 0)
+    first = read_row(states, 0)
     joint = BlockState((stem_state.params, first.params), (stem_state.opt_state, first.opt_state))
     joint, stream, metrics = block_update(
         block, joint, inputs, targets, jax.random.fold_in(step_rng, 1)
@@ -76,27 +76,15 @@ def _update_first(block, stem_state, states, inputs, targets, step_rng):
         BlockState(*part) for part in zip(joint.params, joint.opt_state, strict=True)
     )
     metrics = jax.tree.map(lambda value: value[None], metrics)
-    return stem_state, _write(states, first, 0), stream, metrics
+    return stem_state, write_row(states, first, 0), stream, metrics
 
 
 def _update_group(block, states, stream, targets, step_rng, start, stop):
     def body(carry, index):
         states, stream = carry
         rng = jax.random.fold_in(step_rng, index + 1)
-        new, stream, metrics = block_update(block, _read(states, index), stream, targets, rng)
-        return (_write(states, new, index), stream), metrics
+        new, stream, metrics = block_update(block, read_row(states, index), stream, targets, rng)
+        return (write_row(states, new, index), stream), metrics
 
     (states, stream), metrics = jax.lax.scan(body, (states, stream), jnp.arange(start, stop))
     return states, stream, metrics
-
-
-def _read(states, index):
-    return jax.tree.map(
-        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), states
-    )
-
-
-def _write(states, state, index):
-    return jax.tree.map(
-        lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, index, 0), states, state
-    )

@@ -87,14 +87,18 @@ def test_a_crash_names_the_signal(monkeypatch, tmp_path):
         run_job(tiny_config(), "local")
 
 
-def test_a_compiler_that_refuses_says_how_much_it_needs():
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm. x",
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (21.50G) exceeds available HBM (15.75G). x",
+    ],
+)
+def test_a_compiler_that_refuses_says_how_much_it_needs(text):
     from blockjax.memory.profiles import _does_not_fit
 
-    error = _does_not_fit(
-        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm. x",
-        limit=16 * 2**30,
-        devices=4,
-    )
+    error = _does_not_fit(text, limit=16 * 2**30, devices=4)
     assert isinstance(error, DoesNotFit)
     assert (error.needed, error.limit, error.devices) == (int(21.5 * 2**30), 16 * 2**30, 4)
     assert "needs 21.50 GiB and the device has 15.75 GiB" in str(error)

@@ -1,0 +1,83 @@
+"""Block states in host memory: one program, in which each passes through the device for its own update only."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from blockjax.state import BlockState, TrainState
+from blockjax.strategies.block import Block, PyTree, block_update, with_stem
+
+
+def streamed(
+    blocks: Sequence[Block],
+    *,
+    stem: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None,
+    prepare: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]] | None = None,
+) -> Callable[[TrainState, PyTree, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """Makes the train step of `blockwise`, with the same numbers, for block states that live in host memory.
+
+    Device memory holds the stem, the batch and about two blocks' states, however many blocks there are; each step moves
+    every state to the device and back.
+
+    Args:
+      blocks: the same `Block` object for every block, `[block] * K`.
+      stem: as for `blockwise`.
+      prepare: as for `blockwise`.
+
+    Returns:
+      `(state, batch, rng) -> (state, metrics)`, to be jitted with the state donated and `state.blocks` in the memory
+      kind "pinned_host" in both `in_shardings` and `out_shardings`.
+
+    Raises:
+      ValueError: the blocks are not one object.
+    """
+    block, count = blocks[0], len(blocks)
+    if any(other is not block for other in blocks):
+        raise ValueError(
+            "streamed runs all blocks in one loop, so they must be one Block object; "
+            "use blockwise for blocks that differ"
+        )
+
+    def train_step(state, batch, rng):
+        step_rng = jax.random.fold_in(rng, state.step)
+        inputs, targets = prepare(jax.random.fold_in(step_rng, 0), batch) if prepare else batch
+
+        def first(stem_state, row, stream, rng):
+            del stream
+            joint = BlockState(
+                (stem_state.params, row.params), (stem_state.opt_state, row.opt_state)
+            )
+            joint, stream, metrics = block_update(
+                with_stem(block, stem), joint, inputs, targets, rng
+            )
+            stem_state, row = (
+                BlockState(*part) for part in zip(joint.params, joint.opt_state, strict=True)
+            )
+            return stem_state, row, stream, metrics
+
+        def later(stem_state, row, stream, rng):
+            return stem_state, *block_update(block, row, stream, targets, rng)
+
+        def body(carry, index_and_row):
+            stem_state, stream = carry
+            index, row = index_and_row
+            row = jax.device_put(row, jax.memory.Space.Device)
+            rng = jax.random.fold_in(step_rng, index + 1)
+            update = later
+            if stem is not None:
+                update = functools.partial(jax.lax.cond, index == 0, first, later)
+            stem_state, row, stream, metrics = update(stem_state, row, stream, rng)
+            return (stem_state, stream), (jax.device_put(row, jax.memory.Space.Host), metrics)
+
+        stream = inputs
+        if stem is not None:
+            shape = jax.eval_shape(stem, state.stem.params, inputs, rng)
+            stream = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+        (stem_state, _), (states, metrics) = jax.lax.scan(
+            body, (state.stem, stream), (jnp.arange(count), state.blocks)
+        )
+        return TrainState(step=state.step + 1, stem=stem_state, blocks=states), metrics
+
+    return train_step
