@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from blockjax.learner import Learner
 from blockjax.objectives.patches import patchify, standardize
+from blockjax.sharding import replicated
 from blockjax.state import TrainState
 
 PyTree = Any
@@ -112,10 +113,7 @@ def _features(learner, pool, mesh, state, images_BHWC):
         _pooled(tokens_BTD[:, 1:].astype(jnp.float32), *learner.vit.grid, pool)
         for tokens_BTD in learner.streams(state, inputs)
     ]
-    if mesh is not None and mesh.size > 1:  # so that every process can read them
-        whole = NamedSharding(mesh, PartitionSpec())
-        features = jax.lax.with_sharding_constraint(features, whole)
-    return features
+    return replicated(features, mesh)
 
 
 def _pooled(tokens_BND, rows, columns, pool):

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from blockjax.learner import Learner
+from blockjax.sharding import replicated
 from blockjax.state import TrainState, read_row
 
 
@@ -30,7 +31,7 @@ def reconstruction(
     Returns:
       A PNG.
     """
-    objective = learner.objective
+    objective, mesh = learner.objective, getattr(state.step.sharding, "mesh", None)
 
     @jax.jit
     def draw(state, images):
@@ -44,7 +45,7 @@ def reconstruction(
                 tokens = enter(tokens)
             tokens = learner.vit.layers(params["layers"], tokens)
             rows.append(objective.picture(params["head"], tokens, images, order))
-        return rows
+        return replicated(rows, mesh)
 
     rows = [images_BHWC / 255.0, *jax.device_get(draw(state, images_BHWC))]
     blocks = (

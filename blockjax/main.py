@@ -23,6 +23,17 @@ _WORKDIR = flags.DEFINE_string(
     "Folder for checkpoints, metrics and figures. A run that was stopped there goes on. "
     "Default: runs/NAME of the config file.",
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Several processes, one on each machine, started with the same command. On Cloud TPU, SLURM, Open MPI and "
+    "Kubernetes they find each other; elsewhere give the three flags below.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, reachable from all; implies --distributed."
+)
+_PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "Number of processes.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
 
 
 def load_config(file: str) -> ml_collections.ConfigDict:
@@ -47,6 +58,7 @@ def _main(argv):
         raise app.UsageError("--config is missing; try --config configs/quickstart.py")
     logging.set_verbosity(logging.WARNING)
     _use_compilation_cache()
+    _join_processes()
     # After the flags: --help stays quick.
     from blockjax.checkpoint import UnusableCheckpoint
     from blockjax.data.augment import CorruptImage
@@ -67,6 +79,44 @@ def _main(argv):
         sys.exit(1)
     except (FloatingPointError, DoesNotFit, UnusableCheckpoint, CorruptImage) as error:
         sys.exit(f"error: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        text = " ".join(str(error).split())[:300]
+        message = (
+            f"error: process {jax.process_index()} of {jax.process_count()} stops, as it seems that another one died "
+            f"or cannot be reached ({text}). Start the same command on every machine again: it goes on from the "
+            f"newest checkpoint in {workdir}."
+        )
+        print(message, file=sys.stderr, flush=True)
+        os._exit(1)  # a proper exit would wait for the others
+
+
+def _join_processes():
+    """Connects this process with the others of the run, if there are any; must come before any use of devices."""
+    by_hand = {
+        "coordinator": _COORDINATOR.value,
+        "process_count": _PROCESS_COUNT.value,
+        "process_id": _PROCESS_ID.value,
+    }
+    missing = [f"--{name}" for name, value in by_hand.items() if value is None]
+    if 0 < len(missing) < len(by_hand):
+        raise app.UsageError(
+            f"{' and '.join(missing)} missing: --coordinator, --process_count and --process_id go together"
+        )
+    if missing and not _DISTRIBUTED.value:
+        return
+    if not missing and not 0 <= _PROCESS_ID.value < _PROCESS_COUNT.value:
+        raise app.UsageError(
+            f"--process_id={_PROCESS_ID.value} must be from 0 to --process_count - 1 = {_PROCESS_COUNT.value - 1}"
+        )
+    try:
+        jax.distributed.initialize(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_ID.value)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(
+            f"error: the processes do not find each other: {error} Give --coordinator=HOST:PORT, --process_count and "
+            "--process_id to each."
+        )
 
 
 def _parse_flags(argv):

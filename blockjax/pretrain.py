@@ -13,6 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from blockjax import config as config_lib
@@ -24,7 +25,7 @@ from blockjax.learner import make_learner, state_formats
 from blockjax.memory.profiles import MIB, DoesNotFit, compile_step
 from blockjax.memory.targets import local_limit
 from blockjax.progress import Progress, render_table
-from blockjax.sharding import make_mesh, mesh_shape
+from blockjax.sharding import make_mesh, mesh_shape, process_part
 from blockjax.writers import Writer, read_metrics, write_bytes_atomic, write_json_atomic
 
 
@@ -156,9 +157,10 @@ class Pretraining:
 
     def _batches(self, start, data_state):
         config = self.config
+        part, parts = process_part(self.mesh, config.batch_size)
         batches = train_batches(
             self.train_source,
-            batch_size=config.batch_size // jax.process_count(),
+            batch_size=config.batch_size // parts,
             image_size=config.model.image_size,
             seed=config.seed,
             flip=config.data.flip,
@@ -166,8 +168,8 @@ class Pretraining:
             shift=config.data.shift,
             workers=config.data.workers,
             on_corrupt=config.data.on_corrupt,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=parts,
         )
         if data_state is not None:
             batches.set_state(data_state)
@@ -181,13 +183,14 @@ class Pretraining:
     def _train(self, train_step, state, data_state, checkpoints):
         config = self.config
         start = int(state.step)
-        key = jax.device_put(self._key("train"), NamedSharding(self.mesh, PartitionSpec()))
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        key = jax.jit(lambda: self._key("train"), out_shardings=everywhere)()
         pending = collections.deque()  # metrics of steps that may still be running
         with (
             contextlib.closing(self._batches(start, data_state)) as batches,
             contextlib.closing(Writer(self.workdir, enabled=self.is_first_process)) as writer,
             Progress(self.steps, start, enabled=self.is_first_process) as progress,
-            _caught_signals() as caught,
+            _caught_signals() if jax.process_count() == 1 else contextlib.nullcontext([]) as caught,
         ):
             log = _Log(self, writer, progress, start)
             done, at_once, every = start, self.learner.batches or 1, config.checkpoint.every
@@ -196,21 +199,29 @@ class Pretraining:
                 before, done = done, min(done + at_once, self.steps)
                 pending.append((before, done, metrics))
                 last = done == self.steps
-                save = last or done // every > before // every or bool(caught)
+                stop = self._is_stopped(caught, done)
+                save = last or done // every > before // every or stop
                 # Metrics are read a step late, so that the device never waits for the host; but nothing is saved
                 # that was not seen to be finite.
                 while len(pending) > (0 if save else 1):
                     log.steps(*pending.popleft())
                 if save:
                     checkpoints.save(done, state, batches.get_state())
-                if caught and not last:
+                if stop and not last:
                     checkpoints.wait()
+                    name = signal.Signals(caught[0]).name if caught else "preempted"
                     raise Interrupted(
-                        f"{signal.Signals(caught[0]).name}: stopped after step {done} of {self.steps}, with a "
+                        f"{name}: stopped after step {done} of {self.steps}, with a "
                         f"checkpoint in {self.workdir}. The same command goes on from there."
                     )
             checkpoints.wait()
         return state
+
+    def _is_stopped(self, caught, done):
+        """Whether a signal came; with several processes, to any of them, and at a step on which all agree."""
+        if jax.process_count() == 1:
+            return bool(caught)
+        return multihost_utils.reached_preemption_sync_point(done)
 
     def _report(self, state):
         config = self.config
@@ -223,17 +234,15 @@ class Pretraining:
             "images_per_second": (rows[-1]["examples"] / rows[-1]["seconds"]) if rows else 0.0,
             "probes": probes,
         }
-        if not self.is_first_process:
-            return summary
         images, _ = evaluation_images(
             self.test_source, config.model.image_size, limit=10, on_corrupt=config.data.on_corrupt
         )
+        picture = figures.reconstruction(self.learner, state, images, self._key("figure"))
+        if not self.is_first_process:
+            return summary
         folder = self.workdir / "figures"
         folder.mkdir(exist_ok=True)
-        write_bytes_atomic(
-            folder / "reconstruction.png",
-            figures.reconstruction(self.learner, state, images, self._key("figure")),
-        )
+        write_bytes_atomic(folder / "reconstruction.png", picture)
         write_bytes_atomic(folder / "losses.png", figures.losses(rows, config.strategy))
         write_json_atomic(self.workdir / "summary.json", summary)
         if probes:

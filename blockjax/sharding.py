@@ -53,6 +53,35 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def replicated(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Brings arrays whole to every device, so that every process can read them; to be called under `jit`."""
+    if mesh is None or mesh.size == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def process_part(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+    """Returns which part of each batch this process loads, and of how many parts.
+
+    Processes that hold different stages of a pipeline need the same images.
+
+    Raises:
+      ValueError: this process's devices hold images that do not follow one another.
+    """
+    rows = {
+        range(batch_size)[index[0]]
+        for index in batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    }
+    size = sum(map(len, rows))
+    first = min(part.start for part in rows)
+    if max(part.stop for part in rows) - first != size or first % size:
+        raise ValueError(
+            "the devices of a process hold images from several places of the batch; order the axes so that a process's "
+            "devices are neighbours along mesh.data and mesh.fsdp"
+        )
+    return first // size, batch_size // size
+
+
 def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
     """Returns a sharding for every array of an (abstract) train state.
 
