@@ -20,7 +20,7 @@ from blockjax.writers import read_metrics
 from tests.tiny import images
 
 ROOT = Path(__file__).parent.parent
-STEPS = 6
+STEPS = 16
 FIELDS = {
     "steps": STEPS,
     "batch_size": 8,
