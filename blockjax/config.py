@@ -159,6 +159,8 @@ def resolve(
     _check_model(config)
     _check_decoder(config)
     _check_devices(config, devices)
+    if config.pipeline.batches is None:
+        config.pipeline.batches = 8 * mesh_shape(config.mesh, devices)[2]
     return config
 
 
@@ -416,6 +418,11 @@ def _check_model(config):
             f"mask.schedule {config.mask.schedule!r} drops tokens between blocks, and end_to_end has one block; "
             "set mask.schedule=constant or strategy=blockwise"
         )
+    if config.strategy in ("streamed", "pipelined") and config.mask.schedule != "constant":
+        raise ValueError(
+            f"mask.schedule {config.mask.schedule!r} drops tokens between blocks, and {config.strategy} runs "
+            "all blocks in one loop, on streams of one shape; set mask.schedule=constant or strategy=blockwise"
+        )
     visible_counts(config.mask.ratio, config.mask.schedule, grid * grid, config.blocks)
 
 
@@ -439,13 +446,6 @@ def _check_devices(config, devices):
         raise ValueError(
             f"blocks {config.blocks} does not divide over mesh.block={block} stages; "
             f"numbers of stages that do: {_divisors(config.blocks)}"
-        )
-    if config.pipeline.batches is None:
-        config.pipeline.batches = 8 * block
-    if config.strategy in ("streamed", "pipelined") and config.mask.schedule != "constant":
-        raise ValueError(
-            f"mask.schedule {config.mask.schedule!r} drops tokens between blocks, and {config.strategy} runs "
-            "all blocks in one loop, on streams of one shape; set mask.schedule=constant or strategy=blockwise"
         )
     parts = data * fsdp * config.microbatches
     if config.batch_size % parts:

@@ -61,14 +61,14 @@ class Learner:
             state = init_block_state(self.optimizer, {"layers": layers, "head": head})
             return jax.device_put(state, jax.memory.Space.Host) if self.in_host_memory else state
 
-        # All together may be more than a device holds.
-        over_blocks = (
-            jax.lax.map if self.in_host_memory else lambda init, rows: jax.vmap(init)(rows)
-        )
+        rows = jnp.arange(self.rows)
+        # One after another where all together may be more than a device holds.
+        one_by_one = self.in_host_memory
+        blocks = jax.lax.map(init_block, rows) if one_by_one else jax.vmap(init_block)(rows)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             stem=init_block_state(self.optimizer, self.vit.init_stem(stem_rng)),
-            blocks=over_blocks(init_block, jnp.arange(self.rows)),
+            blocks=blocks,
         )
 
     def abstract_state(self) -> TrainState:

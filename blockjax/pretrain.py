@@ -56,6 +56,7 @@ class Pretraining:
         config_lib.fill_lengths(self.config, self.steps)
         self.workdir = claim_workdir(Path(workdir), self.config)
         self.mesh = make_mesh(mesh_shape(self.config.mesh, jax.device_count()))
+        self.part = process_part(self.mesh, self.config.batch_size)
         self.learner = make_learner(self.config, self.steps)
         self.is_first_process = jax.process_index() == 0
 
@@ -157,7 +158,7 @@ class Pretraining:
 
     def _batches(self, start, data_state):
         config = self.config
-        part, parts = process_part(self.mesh, config.batch_size)
+        part, parts = self.part
         batches = train_batches(
             self.train_source,
             batch_size=config.batch_size // parts,

@@ -1,7 +1,7 @@
 """The heart of blockjax: one gradient-isolated update of one block. It knows neither ViT nor any objective."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -114,6 +114,31 @@ def with_stem(block: Block, stem: Callable[[PyTree, PyTree, jax.Array], PyTree])
 
     optimizer = optax.GradientTransformation(init, update)
     return Block(forward, loss, optimizer, block.clip, block.microbatches)
+
+
+def join_states(stem_state: BlockState, state: BlockState) -> BlockState:
+    """Returns the state of a block that `with_stem` made, of the stem's and block 1's own."""
+    return BlockState((stem_state.params, state.params), (stem_state.opt_state, state.opt_state))
+
+
+def split_states(joint: BlockState) -> tuple[BlockState, BlockState]:
+    """Undoes `join_states`."""
+    stem_state, state = zip(joint.params, joint.opt_state, strict=True)
+    return BlockState(*stem_state), BlockState(*state)
+
+
+def only_block(blocks: Sequence[Block], strategy: str) -> Block:
+    """Returns the one object that all `blocks` are.
+
+    Raises:
+      ValueError: they differ, which a strategy with a single loop cannot run.
+    """
+    if any(other is not blocks[0] for other in blocks):
+        raise ValueError(
+            f"{strategy} runs all blocks in one loop, on streams of one shape, so they must be one Block object; "
+            "use blockwise for blocks that differ"
+        )
+    return blocks[0]
 
 
 def _accumulated(gradient, microbatches):

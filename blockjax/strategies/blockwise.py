@@ -6,8 +6,15 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from blockjax.state import BlockState, TrainState, read_row, write_row
-from blockjax.strategies.block import Block, PyTree, block_update, with_stem
+from blockjax.state import TrainState, read_row, write_row
+from blockjax.strategies.block import (
+    Block,
+    PyTree,
+    block_update,
+    join_states,
+    split_states,
+    with_stem,
+)
 
 
 def blockwise(
@@ -68,13 +75,11 @@ def blockwise(
 
 def _update_first(block, stem_state, states, inputs, targets, step_rng):
     first = read_row(states, 0)
-    joint = BlockState((stem_state.params, first.params), (stem_state.opt_state, first.opt_state))
+    joint = join_states(stem_state, first)
     joint, stream, metrics = block_update(
         block, joint, inputs, targets, jax.random.fold_in(step_rng, 1)
     )
-    stem_state, first = (
-        BlockState(*part) for part in zip(joint.params, joint.opt_state, strict=True)
-    )
+    stem_state, first = split_states(joint)
     metrics = jax.tree.map(lambda value: value[None], metrics)
     return stem_state, write_row(states, first, 0), stream, metrics
 

@@ -6,8 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from blockjax.state import BlockState, TrainState, read_row, write_row
-from blockjax.strategies.block import Block, PyTree, block_update, with_stem
+from blockjax.state import TrainState, read_row, write_row
+from blockjax.strategies.block import (
+    Block,
+    PyTree,
+    block_update,
+    join_states,
+    only_block,
+    split_states,
+    with_stem,
+)
 
 AXIS = "block"
 
@@ -40,12 +48,7 @@ def pipelined(
     Raises:
       ValueError: the blocks are not one object; or, when called, do not divide by the stages.
     """
-    block, count = blocks[0], len(blocks)
-    if any(other is not block for other in blocks):
-        raise ValueError(
-            "pipelined hands streams of one shape from stage to stage, so the blocks must be one Block object; "
-            "use blockwise for blocks that differ"
-        )
+    block, count = only_block(blocks, "pipelined"), len(blocks)
 
     def train_step(state, batch, rng):
         used = mesh or jax.sharding.get_abstract_mesh()
@@ -147,16 +150,12 @@ class _Stage:
             begin = stream
         else:
             first, row = with_stem(self.block, self._first_forward), read_row(states, 0)
-            joint = BlockState(
-                (stem_state.params, row.params), (stem_state.opt_state, row.opt_state)
-            )
+            joint = join_states(stem_state, row)
             begin = inputs, stream
         new, stream, first_metrics = block_update(first, joint, begin, targets, key(0))
         new = _where(is_real, new, joint)
         if self.stem is not None:
-            stem_state, new = (
-                BlockState(*part) for part in zip(new.params, new.opt_state, strict=True)
-            )
+            stem_state, new = split_states(new)
         states = write_row(states, new, 0)
 
         def body(carry, row):

@@ -6,8 +6,16 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from blockjax.state import BlockState, TrainState
-from blockjax.strategies.block import Block, PyTree, block_update, with_stem
+from blockjax.state import TrainState
+from blockjax.strategies.block import (
+    Block,
+    PyTree,
+    block_update,
+    join_states,
+    only_block,
+    split_states,
+    with_stem,
+)
 
 
 def streamed(
@@ -33,12 +41,7 @@ def streamed(
     Raises:
       ValueError: the blocks are not one object.
     """
-    block, count = blocks[0], len(blocks)
-    if any(other is not block for other in blocks):
-        raise ValueError(
-            "streamed runs all blocks in one loop, so they must be one Block object; "
-            "use blockwise for blocks that differ"
-        )
+    block, count = only_block(blocks, "streamed"), len(blocks)
 
     def train_step(state, batch, rng):
         step_rng = jax.random.fold_in(rng, state.step)
@@ -46,16 +49,10 @@ def streamed(
 
         def first(stem_state, row, stream, rng):
             del stream
-            joint = BlockState(
-                (stem_state.params, row.params), (stem_state.opt_state, row.opt_state)
-            )
             joint, stream, metrics = block_update(
-                with_stem(block, stem), joint, inputs, targets, rng
+                with_stem(block, stem), join_states(stem_state, row), inputs, targets, rng
             )
-            stem_state, row = (
-                BlockState(*part) for part in zip(joint.params, joint.opt_state, strict=True)
-            )
-            return stem_state, row, stream, metrics
+            return *split_states(joint), stream, metrics
 
         def later(stem_state, row, stream, rng):
             return stem_state, *block_update(block, row, stream, targets, rng)
