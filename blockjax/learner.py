@@ -71,9 +71,16 @@ class Learner:
             blocks=blocks,
         )
 
-    def abstract_state(self) -> TrainState:
-        """Returns the state's shapes and dtypes without making it."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+    def abstract_state(self, mesh: Mesh | None = None) -> TrainState:
+        """Returns the state's shapes and dtypes without making it; for a mesh, also where every array lives."""
+        state = jax.eval_shape(self.init, jax.random.key(0))
+        if mesh is None:
+            return state
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            state,
+            self.state_shardings(mesh),
+        )
 
     def state_shardings(self, mesh: Mesh) -> TrainState:
         """Returns where every array of the state lives."""

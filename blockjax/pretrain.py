@@ -73,13 +73,15 @@ class Pretraining:
           Interrupted: a SIGTERM or SIGINT came; a checkpoint was written.
         """
         self._print_plan()
-        train_step = self._compile()
         with contextlib.closing(
             Checkpoints(self.workdir / "checkpoints", keep=self.config.checkpoint.keep)
         ) as checkpoints:
-            state, data_state = self._restore_or_init(checkpoints, train_step)
-            if int(state.step) < self.steps:
-                state = self._train(train_step, state, data_state, checkpoints)
+            restored = checkpoints.restore_newest(self.learner.abstract_state(self.mesh))
+            step, state, data_state = restored or (0, None, None)
+            if step < self.steps:
+                if step:
+                    self._print(f"resume      at step {step}")
+                state = self._train(step, state, data_state, checkpoints)
         return self._report(state)
 
     def _print_plan(self):
@@ -136,21 +138,6 @@ class Pretraining:
             self._print(f"            {text}: does not fit either")
         return "nothing near fits: try a smaller model or more devices"
 
-    def _restore_or_init(self, checkpoints, train_step):
-        abstract = self.learner.abstract_state()
-        abstract = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            abstract,
-            self.learner.state_shardings(self.mesh),
-        )
-        restored = checkpoints.restore_newest(abstract)
-        if restored is None:
-            return self.learner.init_for(train_step, self._key("init")), None
-        step, state, data_state = restored
-        if step < self.steps:
-            self._print(f"resume      at step {step}")
-        return jax.device_put(state, state_formats(train_step), donate=True), data_state
-
     def _key(self, name):
         return jax.random.fold_in(
             jax.random.key(self.config.seed), {"init": 0, "train": 1, "figure": 2}[name]
@@ -181,9 +168,13 @@ class Pretraining:
         groups = Groups(batches, self.learner.batches or 1, self.steps - start)
         return DevicePrefetch(groups, put, size=2 if self.learner.batches is None else 1)
 
-    def _train(self, train_step, state, data_state, checkpoints):
-        config = self.config
-        start = int(state.step)
+    def _train(self, start, state, data_state, checkpoints):
+        """Trains from a restored state, or from a new one if that is None, and returns the last."""
+        config, train_step = self.config, self._compile()
+        if state is None:
+            state = self.learner.init_for(train_step, self._key("init"))
+        else:
+            state = jax.device_put(state, state_formats(train_step), donate=True)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         key = jax.jit(lambda: self._key("train"), out_shardings=everywhere)()
         pending = collections.deque()  # metrics of steps that may still be running

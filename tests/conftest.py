@@ -1,4 +1,4 @@
-"""Four CPU devices and strict JAX for every test; must run before JAX starts a backend."""
+"""Eight CPU devices and strict JAX for every test; must run before JAX starts a backend."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ os.environ.setdefault("XLA_FLAGS", quick)
 # Programs for TPUs keep everything in HBM: else the compiler moves arrays to a memory that it does not count.
 os.environ.setdefault("LIBTPU_INIT_ARGS", "--xla_vf_vmem_memory_space_assignment=false")
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 # Many tests compile the same tiny programs.
 cache = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"
 jax.config.update("jax_compilation_cache_dir", str(cache))

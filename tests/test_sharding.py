@@ -40,14 +40,14 @@ def train(learner, shape):
 @pytest.mark.parametrize(
     "strategy, shape",
     [
-        ("blockwise", (4, 1, 1)),
+        ("blockwise", (2, 1, 1)),
+        ("blockwise", (8, 1, 1)),
         ("blockwise", (2, 2, 1)),
         ("streamed", (1, 1, 1)),
-        ("streamed", (2, 2, 1)),
-        ("pipelined", (1, 1, 1)),
+        ("streamed", (1, 4, 1)),
         ("pipelined", (1, 1, 4)),
-        ("pipelined", (2, 1, 2)),
-        ("pipelined", (1, 2, 2)),
+        ("pipelined", (4, 1, 2)),
+        ("pipelined", (2, 2, 2)),
     ],
 )
 def test_strategies_and_meshes_agree_with_one_device(strategy, shape, on_one_device):

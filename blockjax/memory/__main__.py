@@ -228,6 +228,7 @@ def _figures(result: Result):
         "batch_bytes": p.batch,
         "flops": p.flops,
         "collectives": p.collectives,
+        "collective_bytes": p.collective_bytes,
         "limit_bytes": p.limit,
         "fits": p.fits,
         "compile_seconds": round(p.compile_seconds, 1),

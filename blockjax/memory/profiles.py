@@ -5,6 +5,7 @@ import html
 import math
 import re
 import time
+from collections import Counter
 from typing import Any
 
 import jax
@@ -13,12 +14,11 @@ from jax.sharding import Mesh
 
 from blockjax import config as config_lib
 from blockjax.learner import Learner, make_learner
+from blockjax.memory.collectives import read_collectives
 from blockjax.memory.flops import matmul_flops
 from blockjax.sharding import make_mesh, mesh_shape
 
 MIB = 2**20
-
-_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 class DoesNotFit(ValueError):
@@ -54,6 +54,7 @@ class MemoryProfile:
       batch: the part that is images.
       flops: of all matrix products of the step, over all devices (see `matmul_flops`).
       collectives: how many of each collective operation the program holds; loops count once.
+      collective_bytes: what they return on one device in a step, in bytes; every turn of a loop counts.
       devices: over which the step is split.
       limit: bytes that the device can hand out, where known.
       compile_seconds: what compiling took.
@@ -70,6 +71,7 @@ class MemoryProfile:
     batch: int = 0
     flops: float = 0.0
     collectives: dict[str, int] = dataclasses.field(default_factory=dict)
+    collective_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     devices: int = 1
     limit: int | None = None
     compile_seconds: float = 0.0
@@ -149,9 +151,13 @@ def compile_step(
         raise _does_not_fit(str(error), limit, mesh.size) from error
     seconds = time.perf_counter() - start
 
+    counts, sizes = Counter(), Counter()
+    for found in read_collectives(compiled.as_text()):
+        counts[found.kind] += 1
+        sizes[found.kind] += found.size * found.turns
     state = learner.abstract_state()
-    sizes = jax.tree.map(_device_bytes, state, learner.state_shardings(mesh))
-    parts = [part for part in (sizes.stem, sizes.blocks) if part is not None]
+    state_bytes = jax.tree.map(_device_bytes, state, learner.state_shardings(mesh))
+    parts = [part for part in (state_bytes.stem, state_bytes.blocks) if part is not None]
     image = math.prod((batch_size, learner.vit.image_size, learner.vit.image_size, 3))
     return compiled, dataclasses.replace(
         profile_compiled(compiled),
@@ -159,7 +165,8 @@ def compile_step(
         optimizer=sum(jax.tree.leaves([part.opt_state for part in parts])),
         batch=image * (learner.batches or 1) // (mesh.shape["data"] * mesh.shape["fsdp"]),
         flops=matmul_flops(traced.jaxpr),
-        collectives=count_collectives(compiled.as_text()),
+        collectives=dict(counts),
+        collective_bytes=dict(sizes),
         devices=mesh.size,
         limit=limit,
         compile_seconds=seconds,
@@ -178,12 +185,6 @@ def profile_compiled(compiled: jax.stages.Compiled) -> MemoryProfile:
         generated_code=stats.generated_code_size_in_bytes,
         host=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
     )
-
-
-def count_collectives(program: str) -> dict[str, int]:
-    """Counts the collective operations in the text of an optimized program, an asynchronous pair as one."""
-    counts = {name: len(re.findall(rf" {name}(?:-start)?\(", program)) for name in _COLLECTIVES}
-    return {name: count for name, count in counts.items() if count}
 
 
 def _device_bytes(leaf: jax.ShapeDtypeStruct, sharding: Any) -> int:

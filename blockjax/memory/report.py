@@ -123,7 +123,10 @@ def _table(lines, max_batch, measure, all_columns):
             "host": mib("host_bytes"),
             "TFLOP": lambda line: round(line["flops"] / 1e12, 3) if "flops" in line else None,
             "collectives": lambda line: (
-                ", ".join(f"{n} {name}" for name, n in line.get("collectives", {}).items())
+                ", ".join(
+                    f"{count} {name} ({line['collective_bytes'][name] / MIB:,.1f} a step)"
+                    for name, count in line.get("collectives", {}).items()
+                )
                 or "none"
             ),
         }

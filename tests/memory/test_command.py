@@ -11,7 +11,7 @@ from blockjax.memory import MemoryProfile
 from blockjax.memory import __main__ as memory_command
 from blockjax.memory.__main__ import Row
 from blockjax.memory.jobs import Result, run_job
-from blockjax.memory.profiles import DoesNotFit, count_collectives
+from blockjax.memory.profiles import DoesNotFit
 from blockjax.variants import BASELINES, vary
 from tests.tiny import tiny_config
 
@@ -66,16 +66,6 @@ def test_a_crash_on_the_way_to_the_largest_batch_keeps_the_row(monkeypatch):
     line = line_of(monkeypatch, job)
     assert line["total_device_bytes"] == 500
     assert line["error"] == "the compiler's process died"
-
-
-def test_collectives_are_counted_once():
-    program = """
-      %a = f32[8]{0} all-reduce(%x), to_apply=%add
-      %b = (f32[8]{0}, f32[8]{0}) all-gather-start(%y), dimensions={0}
-      %c = f32[8]{0} all-gather-done(%b)
-      %d = f32[8]{0} add(%all-reduce.1, %c)
-    """
-    assert count_collectives(program) == {"all-reduce": 1, "all-gather": 1}
 
 
 def test_a_crash_names_the_signal(monkeypatch, tmp_path):
