@@ -9,6 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from blockjax import stages as stages_lib
 from blockjax.data.pipeline import train_batches
 from blockjax.data.sources import open_source
 from blockjax.main import load_config
@@ -32,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m blockjax.benchmark", description=__doc__, epilog=f"options: {OPTIONS}"
     )
-    parser.add_argument("benchmark", choices=("step", "pipeline"))
+    parser.add_argument("benchmark", choices=("step", "pipeline", "stages"))
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--rounds", type=int, default=10, help="how often each variant is timed")
     parser.add_argument(
@@ -40,8 +41,19 @@ def main() -> None:
         default=",".join(STRATEGIES),
         help="of step, with commas between; all are compared with the first (default: %(default)s)",
     )
+    for name, default, text in (
+        ("stages", 4, "how many"),
+        ("batches", 32, "how many from filling to draining the pipeline"),
+        ("blocks", 6, "of each stage"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"of stages: {text} (default: %(default)s)"
+        )
     arguments = parser.parse_args()
     try:
+        if arguments.benchmark == "stages":
+            stages(arguments.stages, arguments.batches, arguments.blocks)
+            return
         config = load_config(arguments.config)
         if arguments.benchmark == "step":
             step(config, arguments.rounds, arguments.strategies.split(","))
@@ -98,6 +110,22 @@ def pipeline(config: ml_collections.ConfigDict, rounds: int) -> None:
         f"host pipeline and train step, {data.source}, batch {resolved.batch_size}",
         ["pipeline images/s", "step images/s", "ratio"],
         [[round(made), round(taken), made / taken]],
+    )
+
+
+def stages(count: int, batches: int, blocks: int) -> None:
+    """Prints how busy simulated stages are, block-wise and end to end with 1F1B, and what it takes."""
+    runs = {"pipelined": stages_lib.blockwise(count, batches, blocks)}
+    for microbatches in (1, count, 4 * count):
+        name = f"end to end, 1F1B, {microbatches} microbatch{'es' if microbatches > 1 else ''}"
+        runs[name] = stages_lib.one_forward_one_backward(count, batches, microbatches)
+    render_table(
+        f"simulated: {count} stages, {batches} batches, {blocks} blocks a stage; held: of a stage's activations",
+        ["schedule", "busy", "held, first", "held, last", "streams sent"],
+        [
+            [name, f"{run.busy:.1%}", run.held[0], run.held[-1], run.sent]
+            for name, run in runs.items()
+        ],
     )
 
 

@@ -30,20 +30,20 @@ def pipelined(
     """Makes a train step that trains several batches, in the numbers of `blockwise` one batch after another.
 
     The mesh's axis `block` has S stages of K / S consecutive blocks each. In every tick each stage trains its blocks on
-    its batch, and one collective permute hands streams and targets on. No gradient comes back, so no stage ever waits
-    for a later one and none works with stale parameters. n batches take n + S - 1 ticks: a stage is busy for
-    n / (n + S - 1) of the time. Other axes of the mesh split the batch and the states as everywhere.
+    its batch, and one collective permute hands the streams on. No gradient comes back, so no stage ever waits for a
+    later one and none works with stale parameters. n batches take n + S - 1 ticks: a stage is busy for n / (n + S - 1)
+    of the time. Other axes of the mesh split the batch and the states as everywhere.
 
     Args:
       blocks: the same `Block` object for every block, `[block] * K`.
-      stem: as for `blockwise`. Every stage computes it, at the time at which the first one has to; only that counts.
-      prepare: as for `blockwise`; its results, and the stream, have the batch as the leading axis of every array.
+      stem: as for `blockwise`. Every stage computes it, since all run one program; what the first one makes counts.
+      prepare: as for `blockwise`. Every stage computes it for its own batch, which is less than handing targets on.
       mesh: has the axis `block`; None takes that of `jax.set_mesh`.
 
     Returns:
       `(state, batch, rng) -> (state, metrics)`, to be jitted with the state donated. `batch` is
-      `{"batches": PyTree with leading axes [n, B], "count": int32 scalar}`; batches from `count` on are left out.
-      Each metric has shape [n, K], NaN from `count` on.
+      `{"batches": PyTree with leading axes [n, B], "count": int32 scalar}`; batches from `count` on are left out. Every
+      array of the stream has the batch as its leading axis. Each metric has shape [n, K], NaN from `count` on.
 
     Raises:
       ValueError: the blocks are not one object; or, when called, do not divide by the stages.
@@ -99,31 +99,28 @@ class _Stage:
         stage = jax.lax.axis_index(AXIS)
         number = len(jax.tree.leaves(batches)[0])
 
-        def entering(tick):
-            """The batch that reaches the first stage in a tick, as inputs and targets."""
-            current = jax.tree.map(
-                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, tick, keepdims=False), batches
+        def prepared(index):
+            """Inputs and targets of a batch."""
+            batch = jax.tree.map(
+                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), batches
             )
-            step_rng = jax.random.fold_in(rng, start + tick)
-            return (
-                self.prepare(jax.random.fold_in(step_rng, 0), current) if self.prepare else current
-            )
+            step_rng = jax.random.fold_in(rng, start + index)
+            return self.prepare(jax.random.fold_in(step_rng, 0), batch) if self.prepare else batch
 
         def tick(carry, tick):
-            stem_state, states, received = carry
+            stem_state, states, stream = carry
             index = tick - stage  # of this stage's batch
-            inputs, targets = entering(jnp.minimum(tick, number - 1))
-            stream, targets = _where(stage == 0, (received[0], targets), received)
             is_real = (index >= 0) & (index < count)
+            inputs, targets = prepared(jnp.clip(index, 0, number - 1))
             stem_state, states, stream, metrics = self._update(
                 stem_state, states, inputs, stream, targets, is_real, rng, start + index
             )
-            return (stem_state, states, _hand_on((stream, targets), self.stages)), metrics
+            return (stem_state, states, _hand_on(stream, self.stages)), metrics
 
-        shapes = jax.eval_shape(lambda: self._first_arrays(stem_state, entering(0), rng))
-        received = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        shapes = jax.eval_shape(lambda: self._first_stream(stem_state, prepared(0)[0], rng))
+        stream = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         (stem_state, states, _), metrics = jax.lax.scan(
-            tick, (stem_state, states, received), jnp.arange(number + self.stages - 1)
+            tick, (stem_state, states, stream), jnp.arange(number + self.stages - 1)
         )
         # Only the first stage's stem has trained.
         stem_state = jax.tree.map(
@@ -132,9 +129,8 @@ class _Stage:
         )
         return stem_state, states, metrics
 
-    def _first_arrays(self, stem_state, entering, rng):
-        inputs, targets = entering
-        return (self.stem(stem_state.params, inputs, rng) if self.stem else inputs), targets
+    def _first_stream(self, stem_state, inputs, rng):
+        return self.stem(stem_state.params, inputs, rng) if self.stem else inputs
 
     def _update(self, stem_state, states, inputs, stream, targets, is_real, rng, step):
         """Trains this stage's blocks, one after another; without a batch, states stay as they are."""
@@ -173,7 +169,7 @@ class _Stage:
     def _first_forward(self, params, inputs_and_stream, rng):
         inputs, stream = inputs_and_stream
         is_first = jax.lax.axis_index(AXIS) == 0
-        # In later stages the stem's gradients are zero, whatever batch has come in at the first one in the meantime.
+        # In later stages the stem's gradients are zero, also for a batch with which it is not finite.
         params = _where(is_first, params, jax.lax.stop_gradient(params))
         return _where(is_first, self.stem(params, inputs, rng), stream)
 

@@ -143,8 +143,8 @@ def test_one_permute_in_each_tick_and_no_gather_of_parameters():
         step = jax.jit(step, in_shardings=shardings, out_shardings=(shardings[0], everywhere))
         compiled = step.lower(state, batch, key).compile()
         found = read_collectives(compiled.as_text())
-        # A stream, [BATCH, WIDTH] of bfloat16 and [BATCH] of int8, and targets like the batch, in each tick.
-        handed_on = BATCH * (2 * WIDTH + 1 + 4 * WIDTH)
+        # The stream, [BATCH, WIDTH] of bfloat16 and [BATCH] of int8, in each tick.
+        handed_on = BATCH * (2 * WIDTH + 1)
         permutes = [Collective("collective-permute", handed_on, number + stages - 1)]
         assert [c for c in found if c.turns > 1] == (permutes if stages > 1 else [])
         # Sums bring the stem and the metrics home at the end.
