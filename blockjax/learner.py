@@ -19,7 +19,14 @@ from blockjax.objectives import OBJECTIVES
 from blockjax.objectives.masking import visible_counts
 from blockjax.optimizer import learning_rate_schedule, make_optimizer
 from blockjax.sharding import batch_sharding, state_shardings
-from blockjax.state import TrainState, init_block_state, read_row
+from blockjax.state import (
+    TrainState,
+    host_memory_kinds,
+    init_block_state,
+    read_row,
+    to_device,
+    to_host,
+)
 from blockjax.strategies import Block, blockwise, end_to_end, pipelined, streamed
 
 PyTree = Any
@@ -59,7 +66,7 @@ class Learner:
             layers = self.vit.init_block(layers_rng, index, self.rows)
             head = self.objective.init_head(jax.random.fold_in(heads_rng, index))
             state = init_block_state(self.optimizer, {"layers": layers, "head": head})
-            return jax.device_put(state, jax.memory.Space.Host) if self.in_host_memory else state
+            return to_host(state) if self.in_host_memory else state
 
         rows = jnp.arange(self.rows)
         # One after another where all together may be more than a device holds.
@@ -84,13 +91,13 @@ class Learner:
 
     def state_shardings(self, mesh: Mesh) -> TrainState:
         """Returns where every array of the state lives."""
-        shardings = state_shardings(self.abstract_state(), mesh)
+        state = self.abstract_state()
+        shardings = state_shardings(state, mesh)
         if not self.in_host_memory:
             return shardings
+        kinds = host_memory_kinds(state.blocks)
         return shardings.replace(
-            blocks=jax.tree.map(
-                lambda sharding: sharding.with_memory_kind("pinned_host"), shardings.blocks
-            )
+            blocks=jax.tree.map(NamedSharding.with_memory_kind, shardings.blocks, kinds)
         )
 
     def init_for(self, compiled: jax.stages.Compiled, rng: jax.Array) -> TrainState:
@@ -156,8 +163,7 @@ class Learner:
         tokens = self.vit.stem(state.stem.params, inputs)
         streams = []
         for k in range(self.readouts):
-            row = jax.device_put(read_row(layers, k), jax.memory.Space.Device)
-            tokens = self.vit.layers(row, tokens)
+            tokens = self.vit.layers(to_device(read_row(layers, k)), tokens)
             streams.append(tokens)
         return streams
 

@@ -1,6 +1,6 @@
 """How the blocks are driven: train steps with one signature, `(state, batch, rng) -> (state, metrics)`."""
 
-from blockjax.state import BlockState, TrainState, init_block_state, init_state
+from blockjax.state import BlockState, TrainState, host_memory_kinds, init_block_state, init_state
 from blockjax.strategies.block import Block, block_update, with_stem
 from blockjax.strategies.blockwise import blockwise
 from blockjax.strategies.end_to_end import end_to_end
@@ -14,6 +14,7 @@ __all__ = [
     "block_update",
     "blockwise",
     "end_to_end",
+    "host_memory_kinds",
     "init_block_state",
     "init_state",
     "pipelined",

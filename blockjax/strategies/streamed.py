@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from blockjax.state import TrainState
+from blockjax.state import TrainState, to_device, to_host
 from blockjax.strategies.block import (
     Block,
     PyTree,
@@ -36,7 +36,7 @@ def streamed(
 
     Returns:
       `(state, batch, rng) -> (state, metrics)`, to be jitted with the state donated and `state.blocks` in the memory
-      kind "pinned_host" in both `in_shardings` and `out_shardings`.
+      kinds of `host_memory_kinds` in both `in_shardings` and `out_shardings`.
 
     Raises:
       ValueError: the blocks are not one object.
@@ -59,14 +59,13 @@ def streamed(
 
         def body(carry, index_and_row):
             stem_state, stream = carry
-            index, row = index_and_row
-            row = jax.device_put(row, jax.memory.Space.Device)
+            index, row = index_and_row[0], to_device(index_and_row[1])
             rng = jax.random.fold_in(step_rng, index + 1)
             update = later
             if stem is not None:
                 update = functools.partial(jax.lax.cond, index == 0, first, later)
             stem_state, row, stream, metrics = update(stem_state, row, stream, rng)
-            return (stem_state, stream), (jax.device_put(row, jax.memory.Space.Host), metrics)
+            return (stem_state, stream), (to_host(row), metrics)
 
         stream = inputs
         if stem is not None:

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from blockjax.memory.collectives import Collective, read_collectives
 from blockjax.sharding import make_mesh, state_shardings
-from blockjax.strategies import Block, blockwise, init_state, pipelined, streamed
+from blockjax.strategies import Block, blockwise, host_memory_kinds, init_state, pipelined, streamed
 
 WIDTH, BLOCKS, BATCH = 8, 4, 6
 
@@ -111,7 +111,7 @@ def test_streamed_equals_blockwise(one_after_another):
     state = start(with_stem, block)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shardings = jax.tree.map(lambda _: device, state)
-    host = jax.tree.map(lambda _: device.with_memory_kind("pinned_host"), state.blocks)
+    host = jax.tree.map(device.with_memory_kind, host_memory_kinds(state.blocks))
     shardings = shardings.replace(blocks=host)
     step = jax.jit(
         streamed([block] * BLOCKS, **parts),
@@ -124,6 +124,7 @@ def test_streamed_equals_blockwise(one_after_another):
         state, metrics = step(state, batch, jax.random.key(7))
         rows.append(metrics)
     assert state.blocks.params["w"].sharding.memory_kind == "pinned_host"
+    assert state.blocks.opt_state[0].count.sharding.memory_kind == "device"
     assert_same(state, jax.tree.map(lambda *m: np.stack(m), *rows), expected, expected_metrics)
 
 
