@@ -90,11 +90,16 @@ class Learner:
         )
 
     def state_shardings(self, mesh: Mesh) -> TrainState:
-        """Returns where every array of the state lives."""
+        """Returns where every array of the state lives.
+
+        Raises:
+          ValueError: it is to live in host memory, which these devices cannot address.
+        """
         state = self.abstract_state()
         shardings = state_shardings(state, mesh)
         if not self.in_host_memory:
             return shardings
+        _check_host_memory(mesh.devices.flat[0])
         kinds = host_memory_kinds(state.blocks)
         return shardings.replace(
             blocks=jax.tree.map(NamedSharding.with_memory_kind, shardings.blocks, kinds)
@@ -171,6 +176,15 @@ class Learner:
 def state_formats(compiled: jax.stages.Compiled) -> TrainState:
     """Returns the sharding and the layout in which a compiled step takes each array of the state."""
     return compiled.input_formats[0][0]
+
+
+def _check_host_memory(device):
+    memories = [memory.kind for memory in device.addressable_memories()]
+    if memories and "pinned_host" not in memories:  # a GPU that is only described lists none
+        raise ValueError(
+            f"strategy=streamed keeps states in memory of the kind pinned_host, and {device.device_kind} addresses "
+            f"{', '.join(memories)} only; set strategy=blockwise, and mesh.fsdp to split states over devices"
+        )
 
 
 def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:

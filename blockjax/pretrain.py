@@ -58,6 +58,7 @@ class Pretraining:
         self.mesh = make_mesh(mesh_shape(self.config.mesh, jax.device_count()))
         self.part = process_part(self.mesh, self.config.batch_size)
         self.learner = make_learner(self.config, self.steps)
+        self.abstract_state = self.learner.abstract_state(self.mesh)
         self.is_first_process = jax.process_index() == 0
 
     def run(self) -> dict[str, Any]:
@@ -76,7 +77,7 @@ class Pretraining:
         with contextlib.closing(
             Checkpoints(self.workdir / "checkpoints", keep=self.config.checkpoint.keep)
         ) as checkpoints:
-            restored = checkpoints.restore_newest(self.learner.abstract_state(self.mesh))
+            restored = checkpoints.restore_newest(self.abstract_state)
             step, state, data_state = restored or (0, None, None)
             if step < self.steps:
                 if step:
@@ -86,7 +87,7 @@ class Pretraining:
 
     def _print_plan(self):
         config, learner = self.config, self.learner
-        abstract = learner.abstract_state()
+        abstract = self.abstract_state
         stem = _count(abstract.stem.params)
         layers = _count(abstract.blocks.params["layers"]) // learner.rows
         head = _count(abstract.blocks.params["head"]) // learner.rows
@@ -109,9 +110,10 @@ class Pretraining:
             compiled, memory = compile_step(self.learner, self.mesh, self.config.batch_size, limit)
         except DoesNotFit as error:
             raise DoesNotFit(f"{error}; {self._what_fits(limit)}") from error
+        host = f"; {memory.host / MIB:,.0f} MiB of host memory" if memory.host else ""
         self._print(
             f"memory      {memory.total / MIB:,.0f} MiB on each device: {memory.temp / MIB:,.0f} scratch, "
-            f"{memory.argument / MIB:,.0f} state and batch (compiled in {memory.compile_seconds:.0f} s)"
+            f"{memory.argument / MIB:,.0f} state and batch{host} (compiled in {memory.compile_seconds:.0f} s)"
         )
         if memory.fits is False:
             raise DoesNotFit(

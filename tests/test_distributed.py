@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -98,9 +99,16 @@ def state_here(workdir, **fields):
     """The final state, restored in this process with its eight devices."""
     run = Pretraining(config_here(**fields), workdir)
     with contextlib.closing(Checkpoints(workdir / "checkpoints", keep=9)) as checkpoints:
-        step, state, _ = checkpoints.restore_newest(run.learner.abstract_state(run.mesh))
+        step, state, _ = checkpoints.restore_newest(run.abstract_state)
     assert step == int(state.step) == STEPS
     return jax.device_get(state)
+
+
+def wait_for_step(step, workdir, process):
+    deadline, metrics = time.time() + 600, workdir / "metrics.jsonl"
+    while not metrics.exists() or len(read_metrics(metrics)) < step:
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.01)
 
 
 def losses(workdir):
@@ -110,20 +118,26 @@ def losses(workdir):
 
 
 @pytest.mark.slow
-def test_killed_and_started_again(tmp_path):
+def test_stopped_killed_and_started_again(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(whole)
     with two_processes(killed) as (first, second):
-        deadline = time.time() + 600
-        metrics = killed / "metrics.jsonl"
-        while not metrics.exists() or len(read_metrics(metrics)) < 5:
-            assert first.poll() is None and time.time() < deadline
-            time.sleep(0.01)
+        wait_for_step(1, killed, first)
+        second.terminate()
+        outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
+        assert first.returncode == second.returncode == 1
+    (stopped,) = {
+        re.search(r"stopped after step (\d+) of 12, with a checkpoint", text)[1] for text in outputs
+    }
+    assert len(read_metrics(killed / "metrics.jsonl")) == int(stopped) < 8
+    with two_processes(killed) as (first, second):
+        wait_for_step(6, killed, first)
         second.kill()
-        _, errors = first.communicate(timeout=120)
+        output, errors = first.communicate(timeout=120)
         assert first.returncode == 1
         assert "error: process 0 of 2 stops" in errors and "Start the same command" in errors
-    assert len(read_metrics(metrics)) < STEPS
+    assert f"resume      at step {stopped}" in output
+    assert len(read_metrics(killed / "metrics.jsonl")) < STEPS
     assert "resume      at step" in finish(killed)
     np.testing.assert_array_equal(losses(killed), losses(whole))
     ours, alone = state_here(killed), state_here(whole)

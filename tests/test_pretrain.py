@@ -78,7 +78,7 @@ def comparable(workdir):
 def final_state(config, workdir, steps=STEPS):
     run = Pretraining(config, workdir)
     with contextlib.closing(Checkpoints(workdir / "checkpoints", keep=9)) as checkpoints:
-        _, state, _ = checkpoints.restore_newest(run.learner.abstract_state(run.mesh))
+        _, state, _ = checkpoints.restore_newest(run.abstract_state)
     assert int(state.step) == steps
     return jax.device_get(state)
 

@@ -1,13 +1,14 @@
 """Numbers depend neither on the mesh nor on how the blocks are driven."""
 
 import logging
+from types import SimpleNamespace
 
 import chex
 import jax
 import numpy as np
 import pytest
 
-from blockjax.learner import state_formats
+from blockjax.learner import _check_host_memory, state_formats
 from blockjax.sharding import batch_sharding, make_mesh, mesh_shape, state_shardings
 from tests.tiny import images, tiny_learner
 
@@ -69,6 +70,27 @@ def test_strategies_and_meshes_agree_with_one_device(strategy, shape, on_one_dev
         assert kernel.addressable_shards[0].data.size * shape[1] * shape[2] == kernel.size
         host = "pinned_host" if strategy == "streamed" else "device"
         assert kernel.sharding.memory_kind == host
+
+
+def test_streamed_states_are_born_on_the_host_one_by_one():
+    learner = tiny_learner(strategy="streamed")
+    steps = jax.make_jaxpr(learner.init)(jax.random.key(0)).eqns
+    (loop,) = [e for e in steps if e.primitive.name == "scan" and e.params["length"] == 4]
+    spaces = {"number": set(), "array": set()}
+    for row in loop.params["jaxpr"].out_avals:
+        spaces["array" if row.ndim else "number"].add(row.memory_space)
+    assert spaces == {"number": {jax.memory.Space.Device}, "array": {jax.memory.Space.Host}}
+
+
+def test_devices_without_host_memory_are_refused():
+    def device(*kinds):
+        memories = [SimpleNamespace(kind=kind) for kind in kinds]
+        return SimpleNamespace(device_kind="abacus", addressable_memories=lambda: memories)
+
+    _check_host_memory(device("device", "pinned_host"))
+    _check_host_memory(device())
+    with pytest.raises(ValueError, match="abacus addresses beads, device only; set strategy=block"):
+        _check_host_memory(device("beads", "device"))
 
 
 def test_states_are_split_by_the_table(caplog):
