@@ -36,9 +36,11 @@ def mesh_shape(mesh_config: Any, devices: int) -> tuple[int, int, int]:
     if -1 in sizes and devices % known == 0:
         sizes[sizes.index(-1)] = devices // known
     if -1 in sizes or sizes[0] * sizes[1] * sizes[2] != devices:
+        fitting = "multiply to that, or set mesh.data=-1"
+        if -1 in sizes:
+            fitting = "divide that, and the one of -1 is the rest"
         raise ValueError(
-            f"{named} does not fit {devices} device{'s' if devices != 1 else ''}; "
-            "the sizes must multiply to that, or set mesh.data=-1"
+            f"{named} does not fit {devices} device{'s' if devices != 1 else ''}; the sizes must {fitting}"
         )
     return tuple(sizes)
 

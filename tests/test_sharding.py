@@ -142,3 +142,9 @@ def test_mesh_shapes():
     for bad in ((-1, 3, 1), (3, 1, 1), (-1, -1, 1), (0, 1, 1), (16, 1, 1)):
         with pytest.raises(ValueError, match=r"mesh.data="):
             mesh_shape(Sizes(zip(("data", "fsdp", "block"), bad, strict=True)), 8)
+    with pytest.raises(
+        ValueError, match=r"does not fit 8 devices; .* must multiply to that, or set"
+    ):
+        mesh_shape(Sizes(data=3, fsdp=1, block=1), 8)
+    with pytest.raises(ValueError, match=r"does not fit 8 devices; .* must divide that"):
+        mesh_shape(Sizes(data=-1, fsdp=3, block=1), 8)
