@@ -114,7 +114,10 @@ def test_states_are_split_by_the_table(caplog):
     assert tuple(stem["embed"]["kernel"]) == ("fsdp", None)
     assert tuple(found.blocks.opt_state[0].count) == ("block",)
     assert tuple(found.step) == ()
-    # 8 divides 144 and 192 and not 36; the embedding takes its other dimension where it must.
+    # 9 divides 36 and not 192: the other dimension is taken.
+    _, _, stem, _ = specs((1, 9, 1))
+    assert tuple(stem["embed"]["kernel"]) == (None, "fsdp")
+    # 8 divides 144 and 192 and not 36.
     with caplog.at_level(logging.WARNING, logger="absl"):
         layers, head, stem, _ = specs((1, 8, 1))
     assert tuple(layers["mlp"]["Dense_0"]["kernel"]) == (None, None, None, "fsdp")
@@ -133,18 +136,16 @@ def test_the_batch_is_split_over_data_and_fsdp():
 
 
 def test_mesh_shapes():
-    class Sizes(dict):
-        pass
-
-    assert mesh_shape(Sizes(data=-1, fsdp=1, block=1), 8) == (8, 1, 1)
-    assert mesh_shape(Sizes(data=-1, fsdp=4, block=1), 8) == (2, 4, 1)
-    assert mesh_shape(Sizes(data=2, fsdp=-1, block=1), 8) == (2, 4, 1)
-    for bad in ((-1, 3, 1), (3, 1, 1), (-1, -1, 1), (0, 1, 1), (16, 1, 1)):
-        with pytest.raises(ValueError, match=r"mesh.data="):
-            mesh_shape(Sizes(zip(("data", "fsdp", "block"), bad, strict=True)), 8)
-    with pytest.raises(
-        ValueError, match=r"does not fit 8 devices; .* must multiply to that, or set"
+    assert mesh_shape(dict(data=-1, fsdp=1, block=1), 8) == (8, 1, 1)
+    assert mesh_shape(dict(data=-1, fsdp=4, block=1), 8) == (2, 4, 1)
+    assert mesh_shape(dict(data=2, fsdp=-1, block=1), 8) == (2, 4, 1)
+    for bad, message in (
+        ((3, 1, 1), "mesh.data=3, .* does not fit 8 devices; .* must multiply to that, or set"),
+        ((16, 1, 1), "must multiply to that"),
+        ((-1, 3, 1), "mesh.fsdp=3, .* does not fit 8 devices; .* must divide that"),
+        ((-1, -1, 1), "at most one is -1"),
+        ((0, 1, 1), "sizes are at least 1"),
+        ((-2, 1, 1), "sizes are at least 1"),
     ):
-        mesh_shape(Sizes(data=3, fsdp=1, block=1), 8)
-    with pytest.raises(ValueError, match=r"does not fit 8 devices; .* must divide that"):
-        mesh_shape(Sizes(data=-1, fsdp=3, block=1), 8)
+        with pytest.raises(ValueError, match=message):
+            mesh_shape(dict(zip(("data", "fsdp", "block"), bad, strict=True)), 8)
