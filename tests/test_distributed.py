@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -133,9 +134,12 @@ def test_stopped_killed_and_started_again(tmp_path):
     with two_processes(killed) as (first, second):
         wait_for_step(6, killed, first)
         second.kill()
-        output, errors = first.communicate(timeout=120)
-        assert first.returncode == 1
-        assert "error: process 0 of 2 stops" in errors and "Start the same command" in errors
+        output, errors = first.communicate(timeout=300)
+        assert first.returncode in (1, -signal.SIGABRT)
+        if first.returncode == 1:
+            assert "error: process 0 of 2 stops" in errors and "Start the same command" in errors
+        else:  # it waited for an answer until JAX noticed that the other one is silent, and ended it
+            assert "another task died" in errors
     assert f"resume      at step {stopped}" in output
     assert len(read_metrics(killed / "metrics.jsonl")) < STEPS
     assert "resume      at step" in finish(killed)
