@@ -17,6 +17,7 @@ from blockjax.learner import Learner, make_learner
 from blockjax.memory.collectives import read_collectives
 from blockjax.memory.flops import matmul_flops
 from blockjax.sharding import make_mesh, mesh_shape
+from blockjax.state import host_memory_kinds
 
 MIB = 2**20
 
@@ -157,6 +158,12 @@ def compile_step(
         sizes[found.kind] += found.size * found.turns
     state = learner.abstract_state()
     state_bytes = jax.tree.map(_device_bytes, state, learner.state_shardings(mesh))
+    if learner.in_host_memory:
+        kinds = host_memory_kinds(state.blocks)
+        on_device = jax.tree.map(
+            lambda size, kind: 0 if kind == "pinned_host" else size, state_bytes.blocks, kinds
+        )
+        state_bytes = state_bytes.replace(blocks=on_device)
     parts = [part for part in (state_bytes.stem, state_bytes.blocks) if part is not None]
     image = math.prod((batch_size, learner.vit.image_size, learner.vit.image_size, 3))
     return compiled, dataclasses.replace(
@@ -188,8 +195,6 @@ def profile_compiled(compiled: jax.stages.Compiled) -> MemoryProfile:
 
 
 def _device_bytes(leaf: jax.ShapeDtypeStruct, sharding: Any) -> int:
-    if sharding.memory_kind == "pinned_host":
-        return 0
     return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 

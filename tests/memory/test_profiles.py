@@ -67,6 +67,15 @@ def test_parts_of_the_arguments():
     assert f"{found.total / MIB:,.1f}" in found._repr_html_()
 
 
+def test_states_on_the_host_are_not_on_the_device():
+    found = profile(tiny_config(**{"mesh.data": -1, "strategy": "streamed"}))
+    state = tiny_learner(strategy="streamed").abstract_state()
+    stem = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.stem))
+    counts = state.blocks.opt_state[0].count.size * 4
+    assert found.parameters + found.optimizer <= stem + 3 * counts
+    assert found.parameters < found.optimizer
+
+
 def test_microbatches_need_less():
     fields = {"batch_size": 512, "mesh.data": -1, "strategy": "end_to_end"}
     whole = profile(tiny_config(**fields))
