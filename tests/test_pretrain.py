@@ -305,7 +305,8 @@ def test_images_without_labels_pretrain(tmp_path, capsys):
     assert summary["probes"] == []
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [5, 10, 12]  # the last step is always written
-    assert "has no labels; pretraining does not need them" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "has no labels; pretraining does not need them" in out and "resume" not in out
     assert (tmp_path / "run" / "figures" / "reconstruction.png").exists()
 
 

@@ -52,12 +52,21 @@ def test_asynchronous_pairs_and_loops_with_a_limit():
   ROOT %t = (s32[], f32[8]{0}) tuple(%counter, %done)
 }
 
+%condition.2 (p: (s32[], f32[8])) -> pred[] {
+  ROOT %lt.2 = pred[] fusion(%p), kind=kLoop
+}
+
+%body.2 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %scattered = f32[2]{0} reduce-scatter(%p), to_apply=%add
+}
+
 %unused (p: f32[8]) -> f32[8] {
   ROOT %sum = f32[8]{0} all-reduce(%p), to_apply=%add
 }
 
 ENTRY %main.9 (x: f32[8]) -> f32[8] {
   %loop = (s32[], /*index=1*/f32[8]{0}) while(%tuple), condition=%condition.1, body=%body.1
+  %loop.2 = (s32[], f32[8]) while(%loop), condition=%condition.2, body=%body.2, backend={"known_trip_count":{"n":"7"}}
   %gathered = (f32[8]{0}, bf16[2]{0}, f32[32]{0}, bf16[8]{0}) all-gather-start(%a, %b), dimensions={0}
   %both = (pred[3]{0}, s4[4]{0}) all-reduce-start(%c, %d), to_apply=%add
   %named = f32[8]{0} add(%all-reduce.1, %gathered)
@@ -65,6 +74,7 @@ ENTRY %main.9 (x: f32[8]) -> f32[8] {
 """
     assert read_collectives(program) == [
         Collective("collective-permute", 32, 11),
+        Collective("reduce-scatter", 8, 7),
         Collective("all-gather", 32 * 4 + 8 * 2, 1),
         Collective("all-reduce", 3 + 2, 1),
     ]
