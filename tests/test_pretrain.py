@@ -110,8 +110,9 @@ def test_what_a_run_writes(finished):
             )
 
 
-def test_a_finished_run_does_not_train_again(finished, arrays):
+def test_a_finished_run_does_not_train_again(finished, arrays, monkeypatch):
     workdir, summary = finished
+    monkeypatch.setattr(Pretraining, "_compile", None)  # nor compile
     before = (workdir / "metrics.jsonl").read_bytes()
     again = Pretraining(config_of(arrays), workdir).run()
     assert (workdir / "metrics.jsonl").read_bytes() == before
