@@ -1,10 +1,12 @@
 """One mesh for everything: which devices hold which part of the batch and of the state."""
 
 import functools
+import math
 from typing import Any
 
 import jax
 from absl import logging
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
@@ -46,8 +48,14 @@ def mesh_shape(mesh_config: Any, devices: int) -> tuple[int, int, int]:
 
 
 def make_mesh(shape: tuple[int, int, int], devices: list | None = None) -> Mesh:
-    """Returns the mesh with axes `data`, `fsdp`, `block`; XLA decides how intermediate arrays are split."""
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    """Returns the mesh with axes `data`, `fsdp`, `block`; XLA decides how intermediate arrays are split.
+
+    Neighbours on the mesh are neighbours in the network where they can be. An axis may be a part of one of a torus,
+    which `jax.make_mesh` allows on some chips only.
+    """
+    devices = (devices or jax.devices())[: math.prod(shape)]
+    arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

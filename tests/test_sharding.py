@@ -1,5 +1,6 @@
 """Numbers depend neither on the mesh nor on how the blocks are driven."""
 
+import dataclasses
 import logging
 from types import SimpleNamespace
 
@@ -129,6 +130,24 @@ def test_states_are_split_by_the_table(caplog):
         whole, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec)
     )
     assert not any(axis for spec in specs_of_whole for axis in spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    id: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v5"
+    process_index: int = 0
+    core_on_chip: int = 0
+
+
+def test_an_axis_may_be_a_part_of_a_torus_axis():
+    """A cube of 4 x 4 x 4 chips, and axes that are no product of its sides."""
+    chips = [Chip(i, (i % 4, i // 4 % 4, i // 16)) for i in range(64)]
+    mesh = make_mesh((8, 4, 2), chips)
+    assert mesh.shape == {"data": 8, "fsdp": 4, "block": 2}
+    assert {chip.id for chip in mesh.devices.flat} == set(range(64))
 
 
 def test_the_batch_is_split_over_data_and_fsdp():
