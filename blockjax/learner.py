@@ -18,7 +18,7 @@ from blockjax.models.vit import ViT, regroup
 from blockjax.objectives import OBJECTIVES
 from blockjax.objectives.masking import visible_counts
 from blockjax.optimizer import learning_rate_schedule, make_optimizer
-from blockjax.sharding import batch_sharding, state_shardings
+from blockjax.sharding import batch_sharding, put_rows, state_shardings
 from blockjax.state import (
     TrainState,
     host_memory_kinds,
@@ -147,18 +147,15 @@ class Learner:
 
         Args:
           mesh: that of the train step.
-          batches: this process's part of each batch, uint8 [B, H, W, 3]: one batch, or under `pipelined` as many as a
+          batches: this process's rows of each batch, uint8 [B, H, W, 3]: one batch, or under `pipelined` as many as a
             train step takes, or fewer.
         """
-        put = jax.make_array_from_process_local_data
-        images = batch_sharding(mesh)
         if self.batches is None:
             (batch,) = batches
-            return {"image": put(images, batch)}
+            return {"image": put_rows(mesh, batch)}
         filled = [*batches, *[batches[-1]] * (self.batches - len(batches))]
-        stacked = NamedSharding(mesh, PartitionSpec(None, *images.spec))
-        count = put(NamedSharding(mesh, PartitionSpec()), np.int32(len(batches)))
-        return {"batches": {"image": put(stacked, np.stack(filled))}, "count": count}
+        count = jax.device_put(np.int32(len(batches)), NamedSharding(mesh, PartitionSpec()))
+        return {"batches": {"image": put_rows(mesh, np.stack(filled), axis=1)}, "count": count}
 
     def streams(self, state: TrainState, inputs: PyTree) -> list[jax.Array]:
         """Returns the tokens that leave each of the K read-out depths, [B, T, D] each, for the stem's inputs."""

@@ -25,7 +25,7 @@ from blockjax.learner import make_learner, state_formats
 from blockjax.memory.profiles import MIB, DoesNotFit, compile_step
 from blockjax.memory.targets import local_limit
 from blockjax.progress import Progress, render_table
-from blockjax.sharding import make_mesh, mesh_shape, process_part
+from blockjax.sharding import make_mesh, mesh_shape, process_rows
 from blockjax.writers import Writer, read_metrics, write_bytes_atomic, write_json_atomic
 
 
@@ -56,7 +56,6 @@ class Pretraining:
         config_lib.fill_lengths(self.config, self.steps)
         self.workdir = claim_workdir(Path(workdir), self.config)
         self.mesh = make_mesh(mesh_shape(self.config.mesh, jax.device_count()))
-        self.part = process_part(self.mesh, self.config.batch_size)
         self.learner = make_learner(self.config, self.steps)
         self.abstract_state = self.learner.abstract_state(self.mesh)
         self.is_first_process = jax.process_index() == 0
@@ -147,10 +146,9 @@ class Pretraining:
 
     def _batches(self, start, data_state):
         config = self.config
-        part, parts = self.part
         batches = train_batches(
             self.train_source,
-            batch_size=config.batch_size // parts,
+            batch_size=config.batch_size,
             image_size=config.model.image_size,
             seed=config.seed,
             flip=config.data.flip,
@@ -158,8 +156,7 @@ class Pretraining:
             shift=config.data.shift,
             workers=config.data.workers,
             on_corrupt=config.data.on_corrupt,
-            process_index=part,
-            process_count=parts,
+            rows=process_rows(self.mesh, config.batch_size),
         )
         if data_state is not None:
             batches.set_state(data_state)

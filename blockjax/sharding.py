@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -70,26 +71,41 @@ def replicated(tree: PyTree, mesh: Mesh | None) -> PyTree:
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def process_part(mesh: Mesh, batch_size: int) -> tuple[int, int]:
-    """Returns which part of each batch this process loads, and of how many parts.
+def process_parts(mesh: Mesh, process: int) -> list[int]:
+    """Returns which of the data x fsdp equal parts of each batch the devices of a process hold.
 
-    Processes that hold different stages of a pipeline need the same images.
-
-    Raises:
-      ValueError: this process's devices hold images that do not follow one another.
+    Processes that hold different stages of a pipeline hold the same images. On TPU slices a process's parts need not
+    follow one another.
     """
-    rows = {
-        range(batch_size)[index[0]]
-        for index in batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    }
-    size = sum(map(len, rows))
-    first = min(part.start for part in rows)
-    if max(part.stop for part in rows) - first != size or first % size:
-        raise ValueError(
-            "the devices of a process hold images from several places of the batch; order the axes so that a process's "
-            "devices are neighbours along mesh.data and mesh.fsdp"
-        )
-    return first // size, batch_size // size
+    devices = mesh.devices.reshape(
+        -1, mesh.shape["block"]
+    )  # data is the slowest axis, as in `batch_sharding`
+    return [
+        part
+        for part, holders in enumerate(devices)
+        if any(device.process_index == process for device in holders)
+    ]
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Returns which images of each batch this process makes."""
+    rows = np.arange(batch_size).reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    return rows[process_parts(mesh, jax.process_index())].ravel()
+
+
+def put_rows(mesh: Mesh, rows: np.ndarray, axis: int = 0) -> jax.Array:
+    """Makes one array, split like a batch along an axis, of what every process has: its `process_rows`."""
+    parts = process_parts(mesh, jax.process_index())
+    size = rows.shape[axis] // len(parts)
+    shape = list(rows.shape)
+    shape[axis] = size * mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def part(index):
+        own = parts.index((index[axis].start or 0) // size) * size
+        return rows[(slice(None),) * axis + (slice(own, own + size),)]
+
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, *batch_sharding(mesh).spec))
+    return jax.make_array_from_callback(tuple(shape), sharding, part)
 
 
 def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:

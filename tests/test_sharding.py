@@ -9,8 +9,17 @@ import jax
 import numpy as np
 import pytest
 
+from blockjax import sharding
 from blockjax.learner import _check_host_memory, state_formats
-from blockjax.sharding import batch_sharding, make_mesh, mesh_shape, state_shardings
+from blockjax.sharding import (
+    batch_sharding,
+    make_mesh,
+    mesh_shape,
+    process_parts,
+    process_rows,
+    put_rows,
+    state_shardings,
+)
 from tests.tiny import images, tiny_learner
 
 STEPS = 5
@@ -148,6 +157,52 @@ def test_an_axis_may_be_a_part_of_a_torus_axis():
     mesh = make_mesh((8, 4, 2), chips)
     assert mesh.shape == {"data": 8, "fsdp": 4, "block": 2}
     assert {chip.id for chip in mesh.devices.flat} == set(range(64))
+
+
+def test_the_rows_of_processes_are_those_that_the_mesh_gives_their_devices():
+    """Four hosts of 2 x 2 chips: along a ring through all chips, a host's chips do not follow one another."""
+    chips = [
+        Chip(
+            i, (i % 4, i // 4, 0), device_kind="TPU v5 lite", process_index=i % 4 // 2 + i // 8 * 2
+        )
+        for i in range(16)
+    ]
+    for shape in ((16, 1, 1), (4, 4, 1), (4, 1, 4), (1, 1, 16)):
+        mesh = make_mesh(shape, chips)
+        parts = {process: process_parts(mesh, process) for process in range(4)}
+        split = range(shape[0] * shape[1])
+        assert set(split) == set().union(*parts.values())
+        for part, holders in enumerate(mesh.devices.reshape(len(split), -1)):
+            for process, own in parts.items():
+                held = any(chip.process_index == process for chip in holders)
+                assert (part in own) == held
+    assert process_parts(make_mesh((16, 1, 1), chips), 0) != [0, 1, 2, 3]
+
+
+def test_rows_of_a_process_that_do_not_follow_one_another(monkeypatch):
+    mesh, batch = make_mesh((4, 1, 1)), np.arange(8 * 3).reshape(8, 3)
+    monkeypatch.setattr(sharding, "process_parts", lambda mesh, process: [1, 3])
+    rows = process_rows(mesh, 8)
+    assert rows.tolist() == [2, 3, 6, 7]
+
+    def devices_of_the_process(shape, where, part):
+        assert shape == (8, 3)
+        for own in (slice(2, 4), slice(6, 8)):
+            np.testing.assert_array_equal(part((own, slice(None))), batch[own])
+
+    monkeypatch.setattr(jax, "make_array_from_callback", devices_of_the_process)
+    put_rows(mesh, batch[rows])
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 2, 4)])
+def test_rows_arrive_where_they_belong(shape):
+    mesh, batch = make_mesh(shape), np.arange(8 * 3).reshape(8, 3)
+    np.testing.assert_array_equal(process_rows(mesh, 8), np.arange(8))
+    array = put_rows(mesh, batch)
+    assert array.sharding.is_equivalent_to(batch_sharding(mesh), 2)
+    np.testing.assert_array_equal(array, batch)
+    stacked = np.stack([batch, batch + 100])
+    np.testing.assert_array_equal(put_rows(mesh, stacked, axis=1), stacked)
 
 
 def test_the_batch_is_split_over_data_and_fsdp():

@@ -35,9 +35,9 @@ class Crops(NamedTuple):
     right_B: np.ndarray
     flip_B: np.ndarray  # bool
 
-    def part(self, start: int, stop: int) -> "Crops":
-        """Returns the crops of a part of the batch."""
-        return Crops(*(field[start:stop] for field in self))
+    def rows(self, rows: np.ndarray | slice) -> "Crops":
+        """Returns the crops of some of the batch's images."""
+        return Crops(*(field[rows] for field in self))
 
 
 def draw_crops(
@@ -130,7 +130,9 @@ def apply_crops(images_BHWC: np.ndarray, crops: Crops, size: int) -> np.ndarray:
     out_BHWC = np.empty((count, size, size, channels), np.uint8)
     for start in range(0, count, _CHUNK):
         stop = start + _CHUNK
-        out_BHWC[start:stop] = _resample(images_BHWC[start:stop], crops.part(start, stop), size)
+        out_BHWC[start:stop] = _resample(
+            images_BHWC[start:stop], crops.rows(slice(start, stop)), size
+        )
     return out_BHWC
 
 

@@ -43,26 +43,21 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 class _Order:
     """Which examples a process reads at which position.
 
-    The global batch at position p is the examples p ... p + batch_size * process_count of the
-    order, and process i takes the i-th part of it.
+    The batch at position p is the examples p ... p + batch_size of the order, and the process reads
+    the given rows of it.
     """
 
     size: int
     seed: int
     batch_size: int
-    process_index: int
-    process_count: int
-
-    @property
-    def step(self) -> int:
-        return self.batch_size * self.process_count
+    rows_B: np.ndarray
 
     def positions(self, position: int) -> np.ndarray:
-        """Returns the positions that this process reads, [batch_size]."""
-        return position + self.process_index * self.batch_size + np.arange(self.batch_size)
+        """Returns the positions that this process reads, [B]."""
+        return position + self.rows_B
 
     def indices(self, position: int) -> np.ndarray:
-        """Returns the examples at these positions, [batch_size]."""
+        """Returns the examples at these positions, [B]."""
         epochs_B, offsets_B = np.divmod(self.positions(position), self.size)
         indices_B = np.empty_like(offsets_B)
         for epoch in np.unique(epochs_B):
@@ -97,15 +92,14 @@ class _MemoryBatches:
     def __call__(self, position: int) -> dict[str, np.ndarray]:
         order, augmentation = self._order, self._augmentation
         indices_B = order.indices(position)
-        # Drawn for the global batch: how many processes there are makes no difference.
+        # Drawn for the whole batch: how many processes there are makes no difference.
         crops = augment.draw_crops(
-            order.step,
+            order.batch_size,
             *self._images_NHWC.shape[1:3],
             augmentation.rng(position),
             **augmentation.draws,
         )
-        start = order.process_index * order.batch_size
-        crops = crops.part(start, start + order.batch_size)
+        crops = crops.rows(order.rows_B)
         images_BHWC = self._images_NHWC[indices_B]
         batch = {"image": augment.apply_crops(images_BHWC, crops, augmentation.image_size)}
         if self._labels_N is not None:
@@ -123,9 +117,10 @@ class _DecodedBatches:
 
     def __call__(self, position: int) -> dict[str, np.ndarray]:
         size = self._augmentation.image_size
-        batch = {"image": np.empty((self._order.batch_size, size, size, 3), np.uint8)}
+        count = len(self._order.rows_B)
+        batch = {"image": np.empty((count, size, size, 3), np.uint8)}
         if self._source.labelled:
-            batch["label"] = np.empty(self._order.batch_size, np.int32)
+            batch["label"] = np.empty(count, np.int32)
         positions_B, indices_B = self._order.positions(position), self._order.indices(position)
         for i, (place, index) in enumerate(zip(positions_B, indices_B, strict=True)):
             example = self._read(int(index), int(place))
@@ -186,11 +181,11 @@ class TrainIterator(Iterator[dict[str, np.ndarray]]):
         except BaseException:
             self.close()  # grain would go on behind the batch that is missing
             raise
-        self._position += self._order.step
+        self._position += self._order.batch_size
         return batch
 
     def _start(self) -> Iterator[dict[str, np.ndarray]]:
-        positions = grain.MapDataset.range(self._position, _END, self._order.step)
+        positions = grain.MapDataset.range(self._position, _END, self._order.batch_size)
         threads = max(1, min(8, _cpu_count() // max(1, self._workers)))
         # Each thread makes a batch of its own; fewer buffered batches would leave threads idle.
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
@@ -246,8 +241,7 @@ def train_batches(
     shift: int,
     workers: int = 0,
     on_corrupt: str = "skip",
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> TrainIterator:
     """Makes the training batches of this process: shuffled, augmented, without end.
 
@@ -256,7 +250,7 @@ def train_batches(
 
     Args:
       source: the examples.
-      batch_size: of this process.
+      batch_size: of all processes together.
       image_size: the side of the images in a batch.
       seed: of order and augmentation.
       flip: mirror every other image.
@@ -264,8 +258,7 @@ def train_batches(
       shift: the greatest translation, in pixels of the batch.
       workers: processes that decode; 0 means threads. Images in memory need none.
       on_corrupt: `skip` warns and takes the next readable image instead; `error` raises.
-      process_index: which of the processes this is.
-      process_count: how many processes read the same source.
+      rows: which images of each batch this process makes, [B]; default all.
 
     Raises:
       ValueError: no image is readable, or one is not and `on_corrupt` is `error`; at once for
@@ -273,7 +266,8 @@ def train_batches(
     """
     _check_on_corrupt(on_corrupt)
     augmentation = _Augmentation(image_size, seed, tuple(crop_scale), shift, flip)
-    order = _Order(len(source), seed, batch_size, process_index, process_count)
+    rows_B = np.arange(batch_size) if rows is None else np.asarray(rows)
+    order = _Order(len(source), seed, batch_size, rows_B)
     shape = _memory_shape(source, image_size)
     if shape is None:
         return TrainIterator(
