@@ -110,6 +110,7 @@ def test_what_a_run_writes(finished):
             )
 
 
+@pytest.mark.slow
 def test_a_finished_run_does_not_train_again(finished, arrays, monkeypatch):
     workdir, summary = finished
     monkeypatch.setattr(Pretraining, "_compile", None)  # nor compile
@@ -119,6 +120,7 @@ def test_a_finished_run_does_not_train_again(finished, arrays, monkeypatch):
     assert again == summary
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on_exactly(
     finished, arrays, tmp_path, monkeypatch
 ):
@@ -154,6 +156,7 @@ def test_sigterm_saves_and_the_same_command_goes_on_exactly(
     )
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(
     finished, arrays, tmp_path, monkeypatch
 ):
@@ -211,6 +214,7 @@ def test_goes_on_under_another_strategy_and_mesh(finished, arrays, tmp_path, mon
         Pretraining(config_of(arrays, strategy="end_to_end"), workdir)
 
 
+@pytest.mark.slow
 def test_nan_stops_with_step_and_block(arrays, tmp_path):
     config = config_of(
         arrays, **{"optimizer.base_learning_rate": 1e30, "optimizer.warmup_steps": 0}
@@ -274,8 +278,9 @@ def test_a_step_that_does_not_fit_names_what_would(arrays, tmp_path, monkeypatch
         Pretraining(config, tmp_path).run()
 
 
-def test_a_workdir_belongs_to_one_config(finished, arrays):
-    workdir, _ = finished
+def test_a_workdir_belongs_to_one_config(arrays, tmp_path):
+    workdir = tmp_path / "run"
+    Pretraining(config_of(arrays), workdir)
     with pytest.raises(ValueError, match=r"another config:\n  mask.ratio: 0.625 -> 0.5\n"):
         Pretraining(config_of(arrays, **{"mask.ratio": 0.5}), workdir)
     Pretraining(config_of(arrays, **{"log.every": 3}), workdir)  # this may change
@@ -296,6 +301,7 @@ def test_the_batch_must_fit_the_data(arrays, tmp_path):
         Pretraining(config_of("nowhere.npz"), tmp_path)
 
 
+@pytest.mark.slow
 def test_images_without_labels_pretrain(tmp_path, capsys):
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -20,6 +20,7 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_on_cpu_blockwise_is_far_below_end_to_end(monkeypatch):
     """A weaker form, of the whole step: the CPU compiler keeps some bytes for every layer."""
     devices = jax.devices()[:1]
@@ -76,6 +77,7 @@ def test_states_on_the_host_are_not_on_the_device():
     assert found.parameters < found.optimizer
 
 
+@pytest.mark.slow
 def test_microbatches_need_less():
     fields = {"batch_size": 512, "mesh.data": -1, "strategy": "end_to_end"}
     whole = profile(tiny_config(**fields))

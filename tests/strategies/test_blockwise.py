@@ -64,17 +64,20 @@ def unstack(tree, count):
     return [jax.tree.map(lambda leaf, k=k: leaf[k], tree) for k in range(count)]
 
 
+def slow(overrides, name):
+    return pytest.param(overrides, id=name, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
-        {},
-        {"decoder.kind": "self_attention", "loss.normalize_pixels": False},
-        {"mask.schedule": "0.5,0.5,0.75,0.75"},
-        {"blocks": 2, "remat": "layer", "optimizer.clip": 0.1},
-        {"blocks": 1},
-        {"microbatches": 2},
+        pytest.param({}, id="default"),
+        slow({"decoder.kind": "self_attention", "loss.normalize_pixels": False}, "self_attention"),
+        slow({"mask.schedule": "0.5,0.5,0.75,0.75"}, "schedule"),
+        slow({"blocks": 2, "remat": "layer", "optimizer.clip": 0.1}, "remat_and_clip"),
+        slow({"blocks": 1}, "one_block"),
+        slow({"microbatches": 2}, "microbatches"),
     ],
-    ids=["default", "self_attention", "schedule", "remat_and_clip", "one_block", "microbatches"],
 )
 def test_equals_a_python_loop_of_value_and_grad(overrides):
     learner, start, step = compiled(**overrides)
