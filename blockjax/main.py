@@ -80,16 +80,30 @@ def _main(argv):
     except (FloatingPointError, DoesNotFit, UnusableCheckpoint, CorruptImage) as error:
         sys.exit(f"error: {error}")
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        message = _what_happened(error, workdir)
+        if message is None:
             raise
-        text = " ".join(str(error).split())[:300]
-        message = (
-            f"error: process {jax.process_index()} of {jax.process_count()} stops, as it seems that another one died "
-            f"or cannot be reached ({text}). Start the same command on every machine again: it goes on from the "
-            f"newest checkpoint in {workdir}."
-        )
+        if jax.process_count() == 1:
+            sys.exit(message)
         print(message, file=sys.stderr, flush=True)
         os._exit(1)  # a proper exit would wait for the others
+
+
+def _what_happened(error, workdir):
+    """Returns a sentence on an error of the running program, or None where only its own text can help."""
+    text = " ".join(str(error).split())[:300]
+    if "RESOURCE_EXHAUSTED" in text:
+        return (
+            f"error: out of memory ({text}). Try --config.remat=layer, more --config.blocks, --config.microbatches=4, "
+            "--config.strategy=streamed or a smaller --config.batch_size; `python -m blockjax.memory` compares them."
+        )
+    if jax.process_count() == 1:
+        return None
+    return (
+        f"error: process {jax.process_index()} of {jax.process_count()} stops, as it seems that another one died "
+        f"or cannot be reached ({text}). Start the same command on every machine again: it goes on from the "
+        f"newest checkpoint in {workdir}."
+    )
 
 
 def _join_processes():

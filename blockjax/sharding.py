@@ -77,9 +77,8 @@ def process_parts(mesh: Mesh, process: int) -> list[int]:
     Processes that hold different stages of a pipeline hold the same images. On TPU slices a process's parts need not
     follow one another.
     """
-    devices = mesh.devices.reshape(
-        -1, mesh.shape["block"]
-    )  # data is the slowest axis, as in `batch_sharding`
+    # Data is the slowest axis, as in `batch_sharding`.
+    devices = mesh.devices.reshape(-1, mesh.shape["block"])
     return [
         part
         for part, holders in enumerate(devices)
