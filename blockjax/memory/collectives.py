@@ -11,13 +11,13 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 # "%ar.1 = f32[8,4]{1,0} all-reduce(%x), ..."; the shape may be a tuple, and "-start" begins an asynchronous pair.
 _COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\(")
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\]")
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LIMIT = re.compile(r" = s32\[\][^ ]* constant\((\d+)\)")
 _REFERENCE = re.compile(r"%([\w.\-]+)")
 
-_BITS = {"pred": 8, "token": 0}
+_BITS = {"pred": 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _uses(lines, computations) -> Iterator[tuple[str, int]]:
         if loop:
             condition, body = loop[1], loop[2]
             known = _TURNS.search(line)
-            limits = [m[1] for m in map(_LIMIT.search, computations[condition]) if m]
+            limits = [m[1] for m in map(_LIMIT.search, computations.get(condition, ())) if m]
             yield body, int(known[1] if known else limits[0] if len(limits) == 1 else 1)
             continue
         for name in _REFERENCE.findall(line):

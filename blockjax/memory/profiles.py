@@ -153,7 +153,7 @@ def compile_step(
     seconds = time.perf_counter() - start
 
     counts, sizes = Counter(), Counter()
-    for found in read_collectives(compiled.as_text()):
+    for found in read_collectives(compiled.as_text()) if mesh.size > 1 else ():
         counts[found.kind] += 1
         sizes[found.kind] += found.size * found.turns
     state = learner.abstract_state()
