@@ -11,6 +11,7 @@ whole unless its files were damaged afterwards. orbax notices most damage, by ma
 exception, but not a flipped bit in an array; hence the manifest: it alone decides what is damaged.
 """
 
+import dataclasses
 import json
 import logging as python_logging
 import os
@@ -89,7 +90,7 @@ class Checkpoints:
             for stale in self._directory.glob(f"*{_UNFINISHED}"):
                 shutil.rmtree(stale)
             unfinished.mkdir(parents=True)
-        arrays = ocp.save_async(unfinished / "state", state)
+        arrays = ocp.save_async(unfinished / "state", _as_dicts(state))
         self._pending = self._writer.submit(self._finish, arrays, unfinished, metadata)
 
     def _finish(self, arrays: ocp.AsyncResponse, unfinished: Path, metadata: str) -> None:
@@ -158,8 +159,8 @@ class Checkpoints:
             )
         metadata = json.loads((self._folder(step) / "metadata.json").read_text())
         _check_leaves(_leaves(abstract_state), metadata["leaves"], self._folder(step))
-        state = ocp.load(self._folder(step) / "state", abstract_state)
-        return step, state, metadata["data_state"]
+        dicts = ocp.load(self._folder(step) / "state", _as_dicts(abstract_state))
+        return step, _from_dicts(abstract_state, dicts), metadata["data_state"]
 
     def _newest_whole(self) -> int:
         """Finds the newest whole checkpoint and moves damaged newer ones away."""
@@ -222,6 +223,27 @@ def _find_damage(folder: Path) -> str | None:
         if found_crc != crc:
             return f"{name} has other contents than were written"
     return None
+
+
+def _as_dicts(node: PyTree) -> PyTree:
+    """Turns the state's dataclasses into dicts of the fields that are not None.
+
+    orbax would look for an empty field too, so that a field could not be added without making all
+    checkpoints unreadable.
+    """
+    if not dataclasses.is_dataclass(node):
+        return node
+    values = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
+    return {name: _as_dicts(value) for name, value in values.items() if value is not None}
+
+
+def _from_dicts(like: PyTree, dicts: PyTree) -> PyTree:
+    """Undoes `_as_dicts`, with dataclasses as in `like`."""
+    if not dataclasses.is_dataclass(like):
+        return dicts
+    return like.replace(
+        **{name: _from_dicts(getattr(like, name), value) for name, value in dicts.items()}
+    )
 
 
 def _leaves(tree: PyTree) -> dict[str, list]:

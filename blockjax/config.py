@@ -10,9 +10,9 @@ from ml_collections import config_dict
 
 from blockjax.kernels.masked_reconstruction import IMPLEMENTATIONS
 from blockjax.models.decoders import DECODERS
+from blockjax.models.heads import READOUTS
 from blockjax.models.vit import PRESETS
 from blockjax.objectives import OBJECTIVES
-from blockjax.objectives.masking import visible_counts
 from blockjax.sharding import mesh_shape
 
 STRATEGIES = ("blockwise", "end_to_end", "streamed", "pipelined")
@@ -43,7 +43,10 @@ def default_config() -> ml_collections.ConfigDict:
     )
     config.remat = "none"  # layer: recompute activations layer by layer in the backward pass
     config.microbatches = 1  # parts of the batch that run one after another: less memory, more time
+    # mae, beit, rotation, jigsaw, context, simclr, moco, byol, barlow_twins, vicreg. What is open below and differs
+    # between objectives is filled in by the one that is chosen.
     config.objective = "mae"
+    config.noise = 0.0  # added to what leaves a block, as part of its standard deviation
 
     config.model = model = ml_collections.ConfigDict()
     model.preset = "ti"  # ti, s, b, l, h; the fields below override it
@@ -54,9 +57,10 @@ def default_config() -> ml_collections.ConfigDict:
     model.heads = config_dict.placeholder(int)
     model.mlp_ratio = 4.0
     model.unroll = 1  # layers per turn of the loop over layers
+    model.freeze_embedding = False  # keep the patch embedding as it starts, as MoCo v3 does
 
     config.mask = ml_collections.ConfigDict()
-    config.mask.ratio = 0.75
+    config.mask.ratio = config_dict.placeholder(float)  # default: 0.75 for mae, 0.39 for beit
     config.mask.schedule = (
         "constant"  # linear:0.9 (ratio of the last block), or a ratio for each block
     )
@@ -71,6 +75,36 @@ def default_config() -> ml_collections.ConfigDict:
     config.loss = ml_collections.ConfigDict()
     config.loss.normalize_pixels = True  # each target patch to zero mean and unit variance
     config.loss.implementation = "xla"
+    config.loss.temperature = config_dict.placeholder(float)  # of simclr and moco
+    config.loss.off_diagonal = config_dict.placeholder(float)  # of barlow_twins: λ
+
+    config.head = ml_collections.ConfigDict()  # of objectives that look at whole images or tiles
+    config.head.readout = config_dict.placeholder(str)  # cbe_gap, gap, cls
+    config.head.expansion = config_dict.placeholder(int)  # width of the readout cbe_gap
+    config.head.hidden = config_dict.placeholder(int)  # width of hidden layers
+    config.head.width = config_dict.placeholder(int)  # of a projector's output, or of a tile's part
+
+    config.views = ml_collections.ConfigDict()
+    config.views.recipe = config_dict.placeholder(str)  # augmentations of two-view objectives
+
+    config.momentum = momentum = ml_collections.ConfigDict()  # of moco and byol
+    momentum.decay = config_dict.placeholder(float)  # of the average at the first step
+    momentum.steps = config_dict.placeholder(int)  # until it is 1; default: the run's
+    momentum.queue = 0  # keys in the queue of moco; 0 is MoCo v3, which has none
+
+    config.tiles = tiles = ml_collections.ConfigDict()  # of jigsaw and context
+    tiles.image_size = config_dict.placeholder(int)  # to which images are resized first
+    tiles.crop = config_dict.placeholder(int)  # side of the random crop that is cut in 3 x 3 cells
+    tiles.size = config_dict.placeholder(int)  # side of a tile, cut at random from its cell
+    tiles.gray = 0.66  # share of images that lose their colours
+    tiles.permutations = 1000  # classes of jigsaw
+    tiles.permutation_set = "pgl"  # or greedy_mean, the historical one
+    tiles.per_image = 8  # permutations of an image in a step
+
+    config.tokenizer = tokenizer = ml_collections.ConfigDict()  # of beit
+    tokenizer.kind = "kmeans"  # kmeans_norm, exemplar
+    tokenizer.codes = config_dict.placeholder(int)
+    tokenizer.examples = 5000  # at most so many training images to fit it to
 
     config.data = data = ml_collections.ConfigDict()
     data.source = "embedded"  # tfds:NAME, folder:PATH, arrays:FILE.npz
@@ -110,6 +144,8 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.log = ml_collections.ConfigDict()
     config.log.every = 10  # steps
+    # Steps between looks at how features of different images differ, each at the next step that is logged; 0: never.
+    config.log.monitor_every = 100
 
     config.probe = probe = ml_collections.ConfigDict()
     probe.train_examples = 20_000  # at most so many images to learn a probe from
@@ -153,11 +189,18 @@ def resolve(
     for field, value in zip(("width", "depth", "heads"), PRESETS[config.model.preset], strict=True):
         if config.model[field] is None:
             config.model[field] = value
+    objective = OBJECTIVES[config.objective]
+    for field, value in objective.defaults(config).items():
+        group, _, name = field.rpartition(".")
+        if config[group][name] is None:
+            config[group][name] = value
     if config.decoder.heads is None:
         config.decoder.heads = max(1, config.decoder.width // 32)
     _check_numbers(config)
     _check_model(config)
     _check_decoder(config)
+    _check_objective(config, objective)
+    objective.check(config)
     _check_devices(config, devices)
     if config.pipeline.batches is None:
         config.pipeline.batches = 8 * mesh_shape(config.mesh, devices)[2]
@@ -194,7 +237,7 @@ def total_steps(config: ml_collections.ConfigDict, examples: int) -> int:
 
 
 def fill_lengths(config: ml_collections.ConfigDict, steps: int) -> None:
-    """Fills in the lengths that follow from the number of steps: warm-up and checkpoint interval.
+    """Fills in the lengths that follow from the number of steps: warm-up, momentum's and checkpoint interval.
 
     Raises:
       ValueError: the warm-up is as long as the run or longer.
@@ -205,6 +248,8 @@ def fill_lengths(config: ml_collections.ConfigDict, steps: int) -> None:
         raise ValueError(
             f"optimizer.warmup_steps {config.optimizer.warmup_steps} must be shorter than the run of {steps} steps"
         )
+    if config.momentum.steps is None and config.momentum.decay is not None:
+        config.momentum.steps = steps
     if config.checkpoint.every is None:
         config.checkpoint.every = max(1, steps // 10)
 
@@ -220,7 +265,7 @@ def frugal_changes(config: ml_collections.ConfigDict, devices: int) -> list[dict
     if config.remat == "none":
         changes = {"remat": "layer"}
         found.append(changes)
-    for microbatches in (4, 16):
+    for microbatches in (4, 16) if OBJECTIVES[config.objective].means_over_images else ():
         if microbatches > config.microbatches and config.batch_size % (microbatches * parts) == 0:
             changes = {**changes, "microbatches": microbatches}
             found.append(changes)
@@ -347,6 +392,16 @@ def _check_numbers(config):
         "probe.test_examples": config.probe.test_examples,
         "probe.pool": config.probe.pool,
     }
+    for group, name in (
+        ("head", "expansion"),
+        ("head", "hidden"),
+        ("head", "width"),
+        ("momentum", "steps"),
+        ("tiles", "per_image"),
+        ("tokenizer", "examples"),
+    ):
+        if config[group][name] is not None:
+            at_least_one[f"{group}.{name}"] = config[group][name]
     if config.steps is not None:
         at_least_one["steps"] = config.steps
     if config.pipeline.batches is not None:
@@ -360,6 +415,9 @@ def _check_numbers(config):
         raise ValueError(f"epochs must be above 0, not {config.epochs:g}")
     at_least_zero = {
         "seed": config.seed,
+        "log.monitor_every": config.log.monitor_every,
+        "noise": config.noise,
+        "momentum.queue": config.momentum.queue,
         "data.workers": config.data.workers,
         "data.shift": config.data.shift,
         "optimizer.clip": config.optimizer.clip,
@@ -373,6 +431,12 @@ def _check_numbers(config):
         raise ValueError(
             f"decoder.fraction must be above 0 and at most 1, not {config.decoder.fraction:g}"
         )
+    if config.loss.temperature is not None and config.loss.temperature <= 0:
+        raise ValueError(f"loss.temperature must be above 0, not {config.loss.temperature:g}")
+    if config.momentum.decay is not None and not 0 <= config.momentum.decay <= 1:
+        raise ValueError(f"momentum.decay must be from 0 to 1, not {config.momentum.decay:g}")
+    if not 0 <= config.tiles.gray <= 1:
+        raise ValueError(f"tiles.gray is a probability, from 0 to 1, not {config.tiles.gray:g}")
     scale = tuple(config.data.crop_scale)
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(
@@ -423,7 +487,22 @@ def _check_model(config):
             f"mask.schedule {config.mask.schedule!r} drops tokens between blocks, and {config.strategy} runs "
             "all blocks in one loop, on streams of one shape; set mask.schedule=constant or strategy=blockwise"
         )
-    visible_counts(config.mask.ratio, config.mask.schedule, grid * grid, config.blocks)
+
+
+def _check_objective(config, objective):
+    if config.head.readout is not None:
+        _one_of("head.readout", config.head.readout, READOUTS)
+    if config.objective != "mae" and config.mask.schedule != "constant":
+        raise ValueError(
+            f"mask.schedule {config.mask.schedule!r} drops tokens that objective {config.objective} needs; set "
+            "mask.schedule=constant or objective=mae"
+        )
+    if config.microbatches > 1 and not objective.means_over_images:
+        raise ValueError(
+            f"microbatches={config.microbatches}: the loss of {config.objective} compares the images of a batch, or "
+            "uses their statistics, so parts of a batch give another loss than the whole; set microbatches=1, and "
+            "remat=layer, strategy=streamed or mesh.data for less memory"
+        )
 
 
 def _check_decoder(config):

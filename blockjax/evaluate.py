@@ -101,7 +101,7 @@ def block_features(
             split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
             batch = jax.make_array_from_callback(batch.shape, split, batch.__getitem__)
         batches.append(jax.device_get(_features(learner, pool, mesh, state, batch)))
-    return [np.concatenate(blocks)[: len(images_BHWC)] for blocks in zip(*batches, strict=True)]
+    return list(np.concatenate(batches, axis=1)[:, : len(images_BHWC)])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -109,11 +109,11 @@ def _features(learner, pool, mesh, state, images_BHWC):
     patches = patchify(images_BHWC, learner.vit.patch_size)
     positions = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
     inputs = {"patches": standardize(patches), "positions": positions}
-    features = [
-        _pooled(tokens_BTD[:, 1:].astype(jnp.float32), *learner.vit.grid, pool)
-        for tokens_BTD in learner.streams(state, inputs)
-    ]
-    return replicated(features, mesh)
+
+    def readout(tokens_BTD):
+        return _pooled(tokens_BTD[:, 1:].astype(jnp.float32), *learner.vit.grid, pool)
+
+    return replicated(learner.read(state, inputs, readout), mesh)
 
 
 def _pooled(tokens_BND, rows, columns, pool):

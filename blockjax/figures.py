@@ -51,19 +51,23 @@ def reconstruction(
     blocks = (
         [f"block {k}" for k in range(1, learner.rows + 1)] if learner.rows > 1 else ["end to end"]
     )
-    names = ["image", "visible", *blocks]
-    figure, axes = plt.subplots(
-        len(rows), len(images_BHWC), figsize=(len(images_BHWC), len(rows)), squeeze=False
-    )
-    for row_axes, row, name in zip(axes, rows, names, strict=True):
-        for axis, image in zip(row_axes, row, strict=True):
-            axis.imshow(image, interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-        row_axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    figure.subplots_adjust(wspace=0.05, hspace=0.05)
-    return _png(figure)
+    return _grid(dict(zip(["image", "visible", *blocks], rows, strict=True)))
+
+
+def views(learner: Learner, state: TrainState, images_BHWC: np.ndarray, rng: jax.Array) -> bytes:
+    """Draws what the objective makes of images: an image per column; rows are the image and its views.
+
+    Args and result are those of `reconstruction`.
+    """
+    mesh = getattr(state.step.sharding, "mesh", None)
+
+    @jax.jit
+    def draw(fitted, images):
+        known = () if fitted is None else (fitted,)
+        return replicated(learner.objective.views(rng, images, *known), mesh)
+
+    rows = jax.device_get(draw(state.fitted, images_BHWC))
+    return _grid({"image": images_BHWC / 255.0, **rows})
 
 
 def losses(rows: list[dict[str, Any]], strategy: str) -> bytes:
@@ -86,6 +90,21 @@ def losses(rows: list[dict[str, Any]], strategy: str) -> bytes:
     if keys:
         axis.legend(frameon=False, ncols=max(1, len(keys) // 8))
     axis.grid(alpha=0.3)
+    return _png(figure)
+
+
+def _grid(rows):
+    """Draws rows of images, {name: [B, H, W, 3] in [0, 1]}."""
+    columns = len(next(iter(rows.values())))
+    figure, axes = plt.subplots(len(rows), columns, figsize=(columns, len(rows)), squeeze=False)
+    for row_axes, (name, row) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(row_axes, row, strict=True):
+            axis.imshow(image, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        row_axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    figure.subplots_adjust(wspace=0.05, hspace=0.05)
     return _png(figure)
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,17 +13,14 @@ import optax
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from blockjax.models.decoders import DECODERS
 from blockjax.models.vit import ViT, regroup
 from blockjax.objectives import OBJECTIVES
-from blockjax.objectives.masking import visible_counts
 from blockjax.optimizer import learning_rate_schedule, make_optimizer
 from blockjax.sharding import batch_sharding, put_rows, state_shardings
 from blockjax.state import (
     TrainState,
     host_memory_kinds,
     init_block_state,
-    read_row,
     to_device,
     to_host,
 )
@@ -59,23 +56,30 @@ class Learner:
     batches: int | None = None
 
     def init(self, rng: jax.Array) -> TrainState:
-        """Returns the state before the first step. The encoder's start does not depend on the strategy."""
+        """Returns the state before the first step. The encoder's start does not depend on the strategy.
+
+        What the objective fits to data before training is zero in it.
+        """
         stem_rng, layers_rng, heads_rng = (jax.random.fold_in(rng, i) for i in range(3))
 
         def init_block(index):
             layers = self.vit.init_block(layers_rng, index, self.rows)
-            head = self.objective.init_head(jax.random.fold_in(heads_rng, index))
-            state = init_block_state(self.optimizer, {"layers": layers, "head": head})
+            head_rng = jax.random.fold_in(heads_rng, index)
+            params = {"layers": layers, "head": self.objective.init_head(head_rng)}
+            extra = self.objective.init_block_extra(params, jax.random.fold_in(head_rng, 0))
+            state = init_block_state(self.optimizer, params, extra)
             return to_host(state) if self.in_host_memory else state
 
         rows = jnp.arange(self.rows)
         # One after another where all together may be more than a device holds.
         one_by_one = self.in_host_memory
         blocks = jax.lax.map(init_block, rows) if one_by_one else jax.vmap(init_block)(rows)
+        stem, fitted = self.vit.init_stem(stem_rng), self.objective.fitted_shape
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            stem=init_block_state(self.optimizer, self.vit.init_stem(stem_rng)),
+            stem=init_block_state(self.optimizer, stem, self.objective.init_stem_extra(stem)),
             blocks=blocks,
+            fitted=None if fitted is None else jnp.zeros(fitted),
         )
 
     def abstract_state(self, mesh: Mesh | None = None) -> TrainState:
@@ -157,17 +161,40 @@ class Learner:
         count = jax.device_put(np.int32(len(batches)), NamedSharding(mesh, PartitionSpec()))
         return {"batches": {"image": put_rows(mesh, np.stack(filled), axis=1)}, "count": count}
 
-    def streams(self, state: TrainState, inputs: PyTree) -> list[jax.Array]:
-        """Returns the tokens that leave each of the K read-out depths, [B, T, D] each, for the stem's inputs."""
+    def read(
+        self, state: TrainState, inputs: PyTree, readout: Callable[[jax.Array], PyTree]
+    ) -> PyTree:
+        """Returns `readout` of the tokens [B, T, D] that leave each of the K read-out depths, stacked: leaves [K, ...].
+
+        Args:
+          state: that of a run.
+          inputs: the stem's.
+          readout: a pure function. Each depth's tokens are dropped before the next ones are made.
+        """
         layers = state.blocks.params["layers"]
         if self.rows != self.readouts:
             layers = regroup(layers, self.readouts, stacked=2)
-        tokens = self.vit.stem(state.stem.params, inputs)
-        streams = []
-        for k in range(self.readouts):
-            tokens = self.vit.layers(to_device(read_row(layers, k)), tokens)
-            streams.append(tokens)
-        return streams
+
+        def one(tokens, row):
+            tokens = self.vit.layers(to_device(row), tokens)
+            return tokens, readout(tokens)
+
+        return jax.lax.scan(one, self.vit.stem(state.stem.params, inputs), layers)[1]
+
+
+def _with_noise(stream, scale, rng):
+    """Adds Gaussian noise of `scale` times the tokens' standard deviation, to the trained encoder's tokens only.
+
+    Block-wise Barlow Twins (arXiv 2302.01647) feeds noisy features to the local head and to the next block; 0.25 is its
+    best setting.
+    """
+    if not scale:
+        return stream
+    if isinstance(stream, dict):
+        return {**stream, "online": _with_noise(stream["online"], scale, rng)}
+    noise = jax.random.normal(rng, stream.shape, stream.dtype)
+    spread = jnp.std(stream.astype(jnp.float32))
+    return stream + (scale * jax.lax.stop_gradient(spread)).astype(stream.dtype) * noise
 
 
 def state_formats(compiled: jax.stages.Compiled) -> TrainState:
@@ -186,8 +213,7 @@ def _check_host_memory(device):
 
 def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
     """Puts a resolved config (see `blockjax.config.resolve`) together for a run of `steps` steps."""
-    model, decoder = config.model, config.decoder
-    dtype = jnp.dtype(config.dtype)
+    model, task = config.model, OBJECTIVES[config.objective]
     vit = ViT(
         image_size=model.image_size,
         patch_size=model.patch_size,
@@ -195,29 +221,14 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         depth=model.depth,
         heads=model.heads,
         mlp_ratio=model.mlp_ratio,
-        dtype=dtype,
+        dtype=jnp.dtype(config.dtype),
         remat=config.remat,
         unroll=model.unroll,
+        mask_token=task.mask_token,
+        freeze_embedding=model.freeze_embedding,
     )
     rows = 1 if config.strategy == "end_to_end" else config.blocks
-    objective = OBJECTIVES[config.objective](
-        patch_size=model.patch_size,
-        grid=vit.grid,
-        width=model.width,
-        visible=visible_counts(config.mask.ratio, config.mask.schedule, vit.patches, rows),
-        decoder=DECODERS[decoder.kind](
-            width=decoder.width,
-            depth=decoder.depth,
-            heads=decoder.heads,
-            grid=vit.grid,
-            patch_values=model.patch_size**2 * 3,
-            dtype=dtype,
-            remat=config.remat,
-        ),
-        fraction=decoder.fraction,
-        normalize_pixels=config.loss.normalize_pixels,
-        implementation=config.loss.implementation,
-    )
+    objective = task.from_config(config, vit, rows)
     schedule = learning_rate_schedule(
         config.optimizer.base_learning_rate,
         config.batch_size,
@@ -229,20 +240,25 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         weight_decay=config.optimizer.weight_decay,
         b1=config.optimizer.b1,
         b2=config.optimizer.b2,
+        freeze_embedding=model.freeze_embedding,
     )
+
+    def forward(params, stream, rng):
+        return _with_noise(objective.forward(vit, params, stream), config.noise, rng)
+
     block = Block(
-        forward=lambda params, tokens, rng: vit.layers(params["layers"], tokens),
-        loss=lambda params, tokens, targets, rng: objective.loss(
-            params["head"], tokens, targets, rng
-        ),
+        forward=forward,
+        loss=objective.local_loss,
         optimizer=optimizer,
         clip=config.optimizer.clip or None,
         microbatches=config.microbatches,
+        begin=objective.begin,
+        finish=objective.finish,
     )
 
     def stem(params, inputs, rng):
         del rng
-        return vit.stem(params, inputs)
+        return objective.stem(vit, params, inputs)
 
     if config.strategy == "end_to_end":
         train_step = end_to_end(block, stem=stem, prepare=objective.prepare)

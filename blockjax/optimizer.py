@@ -1,5 +1,6 @@
 """The optimizer every block gets a copy of: AdamW with linear warm-up and cosine decay, as in MAE's recipe."""
 
+import functools
 from typing import Any
 
 import jax
@@ -24,16 +25,28 @@ def learning_rate_schedule(
 
 
 def make_optimizer(
-    schedule: optax.Schedule, *, weight_decay: float, b1: float, b2: float
+    schedule: optax.Schedule,
+    *,
+    weight_decay: float,
+    b1: float,
+    b2: float,
+    freeze_embedding: bool = False,
 ) -> optax.GradientTransformation:
-    """Returns AdamW that decays matrices only: no biases, norms, CLS or mask tokens (MAE, arXiv 2111.06377)."""
-    return optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed)
+    """Returns AdamW that decays matrices only: no biases, norms, CLS or mask tokens (MAE, arXiv 2111.06377).
+
+    A patch embedding that is frozen is not decayed either: it would shrink.
+    """
+    mask = functools.partial(decayed, freeze_embedding=freeze_embedding)
+    return optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
 
 
-def decayed(params: PyTree) -> PyTree:
-    """Marks the parameters that weight decay applies to: those called `kernel`."""
+def decayed(params: PyTree, freeze_embedding: bool = False) -> PyTree:
+    """Marks the parameters that weight decay applies to: those called `kernel`, but for a frozen patch embedding."""
 
-    def is_kernel(path, _):
-        return getattr(path[-1], "key", None) == "kernel"
+    def is_decayed(path, _):
+        names = [getattr(part, "key", None) for part in path]
+        if freeze_embedding and names == ["embed", "kernel"]:  # the stem's; a decoder's lies deeper
+            return False
+        return names[-1] == "kernel"
 
-    return jax.tree_util.tree_map_with_path(is_kernel, params)
+    return jax.tree_util.tree_map_with_path(is_decayed, params)

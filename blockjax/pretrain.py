@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from blockjax import config as config_lib
-from blockjax import evaluate, figures
+from blockjax import evaluate, figures, monitor
 from blockjax.checkpoint import Checkpoints
 from blockjax.data.pipeline import DevicePrefetch, Groups, evaluation_images, train_batches
 from blockjax.data.sources import open_source
@@ -141,7 +141,7 @@ class Pretraining:
 
     def _key(self, name):
         return jax.random.fold_in(
-            jax.random.key(self.config.seed), {"init": 0, "train": 1, "figure": 2}[name]
+            jax.random.key(self.config.seed), {"init": 0, "train": 1, "figure": 2, "fit": 3}[name]
         )
 
     def _batches(self, start, data_state):
@@ -171,7 +171,7 @@ class Pretraining:
         """Trains from a restored state, or from a new one if that is None, and returns the last."""
         config, train_step = self.config, self._compile()
         if state is None:
-            state = self.learner.init_for(train_step, self._key("init"))
+            state = self._fitted(self.learner.init_for(train_step, self._key("init")))
         else:
             state = jax.device_put(state, state_formats(train_step), donate=True)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
@@ -186,9 +186,10 @@ class Pretraining:
             log = _Log(self, writer, progress, start)
             done, at_once, every = start, self.learner.batches or 1, config.checkpoint.every
             while done < self.steps:
-                state, metrics = train_step(state, next(batches), key)
+                batch = next(batches)
+                state, metrics = train_step(state, batch, key)
                 before, done = done, min(done + at_once, self.steps)
-                pending.append((before, done, metrics))
+                pending.append((before, done, metrics, self._monitored(done, state, batch)))
                 last = done == self.steps
                 stop = self._is_stopped(caught, done)
                 save = last or done // every > before // every or stop
@@ -207,6 +208,34 @@ class Pretraining:
                     )
             checkpoints.wait()
         return state
+
+    def _fitted(self, state):
+        """Returns the first state with what the objective fits to the data before training, if it does."""
+        objective, config = self.learner.objective, self.config
+        if objective.fitted_shape is None:
+            return state
+        self._print(
+            f"fit         {config.objective}: to at most {config.tokenizer.examples:,} images"
+        )
+        images, _ = evaluation_images(
+            self.train_source,
+            config.model.image_size,
+            limit=config.tokenizer.examples,
+            on_corrupt=config.data.on_corrupt,
+        )
+        fitted = objective.fit(self._key("fit"), images)
+        return state.replace(fitted=jax.device_put(fitted, state.fitted.format))
+
+    def _monitored(self, step, state, batch):
+        """Returns how features differ after this step, {name: [K]}; {} where nobody looks."""
+        log = self.config.log
+        if not log.monitor_every:
+            return {}
+        is_due = step // log.monitor_every > (step - log.every) // log.monitor_every
+        if step != self.steps and (step % log.every or not is_due):
+            return {}
+        images = batch["batches"]["image"][0] if self.learner.batches else batch["image"]
+        return monitor.monitor(self.learner, self.mesh, state, images)
 
     def _is_stopped(self, caught, done):
         """Whether a signal came; with several processes, to any of them, and at a step on which all agree."""
@@ -228,12 +257,16 @@ class Pretraining:
         images, _ = evaluation_images(
             self.test_source, config.model.image_size, limit=10, on_corrupt=config.data.on_corrupt
         )
-        picture = figures.reconstruction(self.learner, state, images, self._key("figure"))
+        # What the blocks make of an image where they make one; else what the objective sees.
+        draws = hasattr(self.learner.objective, "picture")
+        draw = figures.reconstruction if draws else figures.views
+        picture = draw(self.learner, state, images, self._key("figure"))
         if not self.is_first_process:
             return summary
         folder = self.workdir / "figures"
         folder.mkdir(exist_ok=True)
-        write_bytes_atomic(folder / "reconstruction.png", picture)
+        name = "reconstruction.png" if draws else "views.png"
+        write_bytes_atomic(folder / name, picture)
         write_bytes_atomic(folder / "losses.png", figures.losses(rows, config.strategy))
         write_json_atomic(self.workdir / "summary.json", summary)
         if probes:
@@ -242,7 +275,7 @@ class Pretraining:
                 ["features", "kNN", "linear probe"],
                 [[row["features"], row["knn"], row["linear"]] for row in probes],
             )
-        self._print(f"figures     {folder}/reconstruction.png, losses.png")
+        self._print(f"figures     {folder}/{name}, losses.png")
         return summary
 
     def _probe(self, state):
@@ -291,10 +324,14 @@ class _Log:
         self._seconds_before = last["seconds"] if last else 0.0
         self._begin = self._since = self._called = time.perf_counter()
         self._since_step = start
+        self._warned = set()
 
-    def steps(self, before, done, metrics):
-        """Takes the metrics of one call, [K] of one step or [n, K] of several, whose time they share equally."""
-        metrics = jax.device_get(metrics)
+    def steps(self, before, done, metrics, monitored):
+        """Takes the metrics of one call, [K] of one step or [n, K] of several, whose time they share equally.
+
+        What was monitored after the last step is logged with that step.
+        """
+        metrics, monitored = jax.device_get((metrics, monitored))
         now = time.perf_counter()
         for step in range(before + 1, done + 1):
             row = {
@@ -302,10 +339,11 @@ class _Log:
                 for name, value in metrics.items()
             }
             share = (step - before) / (done - before)
-            self.step(step, row, self._called + share * (now - self._called))
+            at_end = monitored if step == done else {}
+            self.step(step, row, at_end, self._called + share * (now - self._called))
         self._called = now
 
-    def step(self, step, metrics, now):
+    def step(self, step, metrics, monitored, now):
         config = self._run.config
         _check_finite(step, metrics)
         if step % config.log.every and step != self._run.steps:
@@ -319,10 +357,25 @@ class _Log:
             "images_per_second": rate,
             "learning_rate": float(self._run.learner.schedule(step - 1)),
         }
-        for name, values in sorted(metrics.items(), key=lambda item: item[0] != "loss"):
+        # Under end_to_end features are read at K depths, though there is one loss.
+        for name, values in [
+            *sorted(metrics.items(), key=lambda item: item[0] != "loss"),
+            *monitored.items(),
+        ]:
             row |= {f"block_{k}/{name}": float(value) for k, value in enumerate(values, start=1)}
         self._writer.write(row.pop("step"), row)
         self._progress.update(step, metrics["loss"].tolist(), rate)
+        objective, progress = self._run.learner.objective, step / self._run.steps
+        self._warn(step, metrics, lambda own: objective.symptoms(own, progress))
+        self._warn(step, monitored, monitor.symptoms)
+
+    def _warn(self, step, metrics, symptoms):
+        """Says what the metrics of a block are a sign of; once for each block."""
+        for k in range(len(next(iter(metrics.values()), ()))):
+            signs = symptoms({name: float(values[k]) for name, values in metrics.items()})
+            if signs and k not in self._warned:
+                self._warned.add(k)
+                self._progress.print(f"warning: step {step}, block {k + 1}: " + "; ".join(signs))
 
 
 def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> Path:

@@ -12,10 +12,15 @@ PyTree = Any
 
 @flax.struct.dataclass
 class BlockState:
-    """All that a block (or the stem) owns: its parameters and its optimizer's state."""
+    """All that a block (or the stem) owns: its parameters, its optimizer's state, and what else it keeps.
+
+    `extra` is what the block carries from step to step without training it by gradients, such as a moving average of
+    its parameters or a queue: a dict, or None.
+    """
 
     params: PyTree
     opt_state: PyTree
+    extra: PyTree = None
 
 
 @flax.struct.dataclass
@@ -26,16 +31,20 @@ class TrainState:
       step: int32 scalar, the number of steps done.
       stem: the stem's `BlockState`, or None where there is no stem to train.
       blocks: a `BlockState` whose every leaf has a leading axis of size K, one row per block.
+      fitted: what the objective fitted to the data before training, such as a tokenizer; None where nothing is.
     """
 
     step: jax.Array
     stem: BlockState | None
     blocks: BlockState
+    fitted: PyTree = None
 
 
-def init_block_state(optimizer: optax.GradientTransformation, params: PyTree) -> BlockState:
+def init_block_state(
+    optimizer: optax.GradientTransformation, params: PyTree, extra: PyTree = None
+) -> BlockState:
     """Returns the state of one block before its first update."""
-    return BlockState(params=params, opt_state=optimizer.init(params))
+    return BlockState(params=params, opt_state=optimizer.init(params), extra=extra)
 
 
 def init_state(

@@ -3,10 +3,19 @@
 import ml_collections
 
 from blockjax import config as config_lib
+from blockjax.objectives import OBJECTIVES
 
 # With the same decoder, so that only the training differs. They stand in every comparison of memory.
 BASELINES = ("end_to_end", "end_to_end+remat", "end_to_end+remat+accumulate4")
 OPTIONS = "+remat, +accumulateN (N microbatches), +unroll, +mae_decoder (MAE's own: 8 layers of width 512, all patches)"
+
+
+def baselines(config: ml_collections.ConfigDict) -> list[str]:
+    """Returns those of `BASELINES` that the config's objective can have: microbatches need a mean over images."""
+    objective = OBJECTIVES.get(config.objective)
+    if objective is None or objective.means_over_images:
+        return list(BASELINES)
+    return [variant for variant in BASELINES if "accumulate" not in variant]
 
 
 def vary(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:

@@ -26,6 +26,10 @@ BAD = {
         {"mask.schedule": "cosine"},
         r"mask.schedule 'cosine' cannot be read for 4 blocks",
     ),
+    "gray": ({"tiles.gray": 1.5}, r"tiles.gray is a probability, from 0 to 1, not 1.5"),
+    "temperature": ({"loss.temperature": 0.0}, r"loss.temperature must be above 0"),
+    "momentum": ({"momentum.decay": 1.5}, r"momentum.decay must be from 0 to 1, not 1.5"),
+    "monitor": ({"log.monitor_every": -1}, r"log.monitor_every must not be negative"),
     "rising": ({"mask.schedule": "0.75,0.5,0.5,0.5"}, r"later blocks cannot see more"),
     "schedule_end_to_end": (
         {"mask.schedule": "linear:0.9", "strategy": "end_to_end"},

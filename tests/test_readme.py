@@ -26,8 +26,11 @@ def test_a_block_of_ones_own():
 
 def test_commands_name_files_and_fields_that_exist():
     from blockjax.config import default_config
+    from blockjax.objectives import OBJECTIVES
 
-    for path in re.findall(r"configs/\w+\.py", README):
+    for name in OBJECTIVES:  # for which configs/NAME.py stands
+        assert f"| `{name}`" in README
+    for path in set(re.findall(r"configs/\w+\.py", README)) - {"configs/NAME.py"}:
         assert (Path(__file__).parent.parent / path).is_file()
     config = default_config()
     for field in set(re.findall(r"--config\.([a-z_.]+)", README)):

@@ -20,7 +20,7 @@ from blockjax.memory.jobs import Result, run_job
 from blockjax.memory.profiles import MIB, DoesNotFit
 from blockjax.memory.report import report
 from blockjax.memory.targets import parse_target
-from blockjax.variants import BASELINES, OPTIONS, vary
+from blockjax.variants import BASELINES, OPTIONS, baselines, vary
 from blockjax.writers import write_bytes_atomic, write_json_atomic
 
 _EPILOG = f"""
@@ -121,8 +121,6 @@ def _rows(arguments, changes):
     targets = [parse_target(name).name for name in arguments.targets.split(",")]
     if arguments.measure and set(targets) != {"local"}:
         raise ValueError("--measure runs the step on the attached device: --targets local")
-    variants = [] if arguments.no_baselines else list(BASELINES)
-    variants += [v for v in arguments.strategies.split(",") if v and v not in variants]
     rows = []
     for source, target in itertools.product(arguments.config, targets):
         base = load_config(source)
@@ -130,6 +128,8 @@ def _rows(arguments, changes):
             config_lib.set_field(base, field, value)
         if arguments.batch is not None:
             base.batch_size = arguments.batch
+        variants = [] if arguments.no_baselines else baselines(base)
+        variants += [v for v in arguments.strategies.split(",") if v and v not in variants]
         depth = config_lib.depth(base)
         try:
             depths = [int(d) for d in arguments.depths.split(",") if d] or [depth]

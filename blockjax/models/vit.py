@@ -94,18 +94,32 @@ class Layer(nn.Module):
 
 
 class Stem(nn.Module):
-    """Patch embedding with fixed positions, and a CLS token in front."""
+    """Patch embedding with fixed positions, and a CLS token in front.
+
+    With `mask_token` it owns a token that stands for the embeddings of masked patches. With `freeze_embedding` the
+    patch embedding gets no gradient (MoCo v3, arXiv 2104.02057: spikes of the gradient start there).
+    """
 
     width: int
     rows: int
     columns: int
     dtype: Any
+    mask_token: bool = False
+    freeze_embedding: bool = False
 
     @nn.compact
-    def __call__(self, patches_BNP: jax.Array, positions_BN: jax.Array) -> jax.Array:
+    def __call__(
+        self, patches_BNP: jax.Array, positions_BN: jax.Array, masked_BN: jax.Array | None = None
+    ) -> jax.Array:
         tokens = nn.Dense(self.width, dtype=self.dtype, kernel_init=_XAVIER, name="embed")(
             patches_BNP
         )
+        if self.freeze_embedding:
+            tokens = jax.lax.stop_gradient(tokens)
+        if self.mask_token:
+            token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
+            if masked_BN is not None:
+                tokens = jnp.where(masked_BN[..., None], token.astype(self.dtype), tokens)
         table_ND = jnp.asarray(sincos_2d(self.rows, self.columns, self.width), self.dtype)
         tokens = tokens + table_ND[positions_BN]
         cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, self.width))
@@ -118,7 +132,7 @@ class ViT:
     """The hyperparameters of an encoder, and its pure functions.
 
     `remat` is "none" or "layer" (`jax.checkpoint` around each layer); `unroll` is how many layers one turn of the loop
-    over layers holds.
+    over layers holds; `mask_token` and `freeze_embedding` are those of `Stem`.
     """
 
     image_size: int
@@ -130,6 +144,8 @@ class ViT:
     dtype: Any = jnp.float32
     remat: str = "none"
     unroll: int = 1
+    mask_token: bool = False
+    freeze_embedding: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -143,7 +159,7 @@ class ViT:
         return self.grid[0] * self.grid[1]
 
     def _stem(self):
-        return Stem(self.width, *self.grid, self.dtype)
+        return Stem(self.width, *self.grid, self.dtype, self.mask_token, self.freeze_embedding)
 
     def _layer(self):
         return Layer(self.heads, self.mlp_ratio, self.dtype)
@@ -169,12 +185,29 @@ class ViT:
         return jax.vmap(lambda key: self._layer().init(key, tokens)["params"])(keys)
 
     def stem(self, params: PyTree, inputs: dict[str, jax.Array]) -> jax.Array:
-        """Embeds patches: {"patches": [B, N, P] float, "positions": [B, N] int} to tokens [B, 1 + N, D]."""
-        return self._stem().apply({"params": params}, inputs["patches"], inputs["positions"])
+        """Embeds patches.
 
-    def layers(self, params: PyTree, tokens_BTD: jax.Array) -> jax.Array:
-        """Runs the layers whose parameters are stacked along the leading axis of `params`."""
+        Args:
+          params: from `init_stem`.
+          inputs: {"patches": [B, ..., N, P] float, "positions": [B, ..., N] int}, and "masked": [B, ..., N] bool where
+            a mask token stands for some patches; "..." are views, rotations or tiles of an image.
+
+        Returns:
+          Tokens [B, ..., 1 + N, D].
+        """
+        leading = inputs["positions"].shape[:-1]
+        flat = {
+            name: array.reshape(-1, *array.shape[len(leading) :]) for name, array in inputs.items()
+        }
+        tokens = self._stem().apply(
+            {"params": params}, flat["patches"], flat["positions"], flat.get("masked")
+        )
+        return tokens.reshape(*leading, *tokens.shape[1:])
+
+    def layers(self, params: PyTree, tokens: jax.Array) -> jax.Array:
+        """Runs the layers whose parameters are stacked along the leading axis of `params`, on tokens [B, ..., T, D]."""
         layer = self._layer()
+        tokens_BTD = tokens.reshape(-1, *tokens.shape[-2:])
 
         def one(tokens, layer_params):
             return layer.apply({"params": layer_params}, tokens), None
@@ -184,7 +217,7 @@ class ViT:
             # find the same computation in both and keep its results.
             turns = len(jax.tree.leaves(params)[0]) // self.unroll
             one = jax.checkpoint(one, prevent_cse=turns == 1)
-        return jax.lax.scan(one, tokens_BTD, params, unroll=self.unroll)[0]
+        return jax.lax.scan(one, tokens_BTD, params, unroll=self.unroll)[0].reshape(tokens.shape)
 
 
 def regroup(layers: PyTree, blocks: int, *, stacked: int) -> PyTree:

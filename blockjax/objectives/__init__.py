@@ -1,7 +1,28 @@
 """Objectives: pretext tasks. Each says how images become encoder inputs and targets, and what a block's loss is."""
 
+from blockjax.objectives.barlow_twins import BarlowTwins
+from blockjax.objectives.beit import Beit
+from blockjax.objectives.byol import BYOL
+from blockjax.objectives.context import ContextPrediction
+from blockjax.objectives.jigsaw import Jigsaw
 from blockjax.objectives.mae import MaskedAutoencoder
+from blockjax.objectives.moco import MoCo
+from blockjax.objectives.objective import Objective
+from blockjax.objectives.rotation import Rotation
+from blockjax.objectives.simclr import SimCLR
+from blockjax.objectives.vicreg import VICReg
 
-OBJECTIVES = {"mae": MaskedAutoencoder}
+OBJECTIVES = {
+    "mae": MaskedAutoencoder,
+    "beit": Beit,
+    "rotation": Rotation,
+    "jigsaw": Jigsaw,
+    "context": ContextPrediction,
+    "simclr": SimCLR,
+    "moco": MoCo,
+    "byol": BYOL,
+    "barlow_twins": BarlowTwins,
+    "vicreg": VICReg,
+}
 
-__all__ = ["OBJECTIVES", "MaskedAutoencoder"]
+__all__ = ["OBJECTIVES", "Objective"]

@@ -5,17 +5,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from flax import linen as nn
 
 from blockjax.kernels.masked_reconstruction import masked_reconstruction_loss, normalize_patches
-from blockjax.objectives.masking import random_order
+from blockjax.models.decoders import DECODERS
+from blockjax.models.vit import ViT
+from blockjax.objectives.masking import random_order, visible_counts
+from blockjax.objectives.objective import Objective
 from blockjax.objectives.patches import patchify, standardize, unpatchify, unstandardize
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedAutoencoder:
+class MaskedAutoencoder(Objective):
     """Reconstructs masked patches from visible ones.
 
     Attributes:
@@ -37,6 +41,40 @@ class MaskedAutoencoder:
     fraction: float = 1.0
     normalize_pixels: bool = True
     implementation: str = "xla"
+
+    @classmethod
+    def from_config(
+        cls, config: ml_collections.ConfigDict, vit: ViT, blocks: int
+    ) -> "MaskedAutoencoder":
+        decoder = config.decoder
+        return cls(
+            patch_size=vit.patch_size,
+            grid=vit.grid,
+            width=vit.width,
+            visible=visible_counts(config.mask.ratio, config.mask.schedule, vit.patches, blocks),
+            decoder=DECODERS[decoder.kind](
+                width=decoder.width,
+                depth=decoder.depth,
+                heads=decoder.heads,
+                grid=vit.grid,
+                patch_values=vit.patch_size**2 * 3,
+                dtype=vit.dtype,
+                remat=config.remat,
+            ),
+            fraction=decoder.fraction,
+            normalize_pixels=config.loss.normalize_pixels,
+            implementation=config.loss.implementation,
+        )
+
+    @staticmethod
+    def defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
+        del config
+        return {"mask.ratio": 0.75}
+
+    @staticmethod
+    def check(config: ml_collections.ConfigDict) -> None:
+        patches = (config.model.image_size // config.model.patch_size) ** 2
+        visible_counts(config.mask.ratio, config.mask.schedule, patches, config.blocks)
 
     def init_head(self, rng: jax.Array) -> PyTree:
         """Returns one block's decoder parameters, float32."""

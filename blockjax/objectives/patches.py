@@ -28,16 +28,21 @@ def unpatchify(patches_BNP: jax.Array, patch_size: int, grid: tuple[int, int]) -
 
 def standardize(patches_BNP: jax.Array) -> jax.Array:
     """Turns uint8 pixels of patches into float32 of about zero mean and unit variance per channel."""
-    mean, std = _per_value(patches_BNP.shape[-1])
-    return (patches_BNP.astype(jnp.float32) / 255.0 - mean) / std
+    return standardize_unit(patches_BNP.astype(jnp.float32) / 255.0)
+
+
+def standardize_unit(patches: jax.Array) -> jax.Array:
+    """Does what `standardize` does, for float pixels in [0, 1], [..., P]."""
+    mean, std = _per_value(patches)
+    return (patches - mean) / std
 
 
 def unstandardize(patches_BNP: jax.Array) -> jax.Array:
     """Undoes `standardize`, to float pixels in [0, 1]."""
-    mean, std = _per_value(patches_BNP.shape[-1])
+    mean, std = _per_value(patches_BNP)
     return jnp.clip(patches_BNP * std + mean, 0.0, 1.0)
 
 
-def _per_value(values):
-    repeats = values // 3
-    return (np.tile(CHANNEL_MEAN, repeats)[None, None], np.tile(CHANNEL_STD, repeats)[None, None])
+def _per_value(patches):
+    repeats = (*(1 for _ in patches.shape[:-1]), patches.shape[-1] // 3)
+    return np.tile(CHANNEL_MEAN, repeats), np.tile(CHANNEL_STD, repeats)

@@ -31,6 +31,11 @@ class Block:
         every array of the stream and the targets must be the batch.
       enter: `stream -> stream`, applied before the first of a run of such blocks, where the stream changes its shape
         (a masking schedule drops tokens there); None where it does not.
+      begin: `(params, extra) -> extra`, applied to what a block keeps beside its parameters before they are used in a
+        step; `finish`: `(params, extra, stream) -> extra`, applied after the update, to the new parameters and the
+        stream that left the block. A block whose state has an `extra` (a dict, as its parameters then are) finds it in
+        the `params` that `forward` and `loss` get, beside what is trained. In front of block 1 both are applied to the
+        stem as well, with the stem's parameters, its extra, and None for the stream.
     """
 
     forward: Callable[[PyTree, PyTree, jax.Array], PyTree]
@@ -39,6 +44,8 @@ class Block:
     clip: float | None = None
     microbatches: int = 1
     enter: Callable[[PyTree], PyTree] | None = None
+    begin: Callable[[PyTree, PyTree], PyTree] | None = None
+    finish: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None
 
 
 def block_update(
@@ -60,8 +67,12 @@ def block_update(
       The new state, the outgoing stream, and metrics: `loss`, `gradient_norm` (before clipping) and the loss's own.
     """
     stream = jax.lax.stop_gradient(stream)
+    extra = state.extra
+    if block.begin is not None:
+        extra = block.begin(state.params, extra)
 
     def local_loss(params, stream, targets, rng):
+        params = with_extra(params, extra)
         forward_rng, loss_rng = jax.random.split(rng)
         with jax.named_scope("forward"):
             out = block.forward(params, stream, forward_rng)
@@ -82,8 +93,10 @@ def block_update(
     with jax.named_scope("optimizer"):
         updates, opt_state = block.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+    if block.finish is not None:
+        extra = block.finish(params, extra, out)
     metrics = {**metrics, "loss": loss, "gradient_norm": norm}
-    return BlockState(params, opt_state), out, metrics
+    return BlockState(params, opt_state, extra), out, metrics
 
 
 def with_stem(block: Block, stem: Callable[[PyTree, PyTree, jax.Array], PyTree]) -> Block:
@@ -112,19 +125,52 @@ def with_stem(block: Block, stem: Callable[[PyTree, PyTree, jax.Array], PyTree])
         ]
         return tuple(u for u, _ in updates), tuple(s for _, s in updates)
 
-    optimizer = optax.GradientTransformation(init, update)
-    return Block(forward, loss, optimizer, block.clip, block.microbatches)
+    def begin(params, extra):
+        return tuple(map(block.begin, params, extra))
+
+    def finish(params, extra, stream):
+        return tuple(map(block.finish, params, extra, (None, stream)))
+
+    return Block(
+        forward,
+        loss,
+        optax.GradientTransformation(init, update),
+        block.clip,
+        block.microbatches,
+        begin=block.begin and begin,
+        finish=block.finish and finish,
+    )
 
 
 def join_states(stem_state: BlockState, state: BlockState) -> BlockState:
     """Returns the state of a block that `with_stem` made, of the stem's and block 1's own."""
-    return BlockState((stem_state.params, state.params), (stem_state.opt_state, state.opt_state))
+    return BlockState(
+        (stem_state.params, state.params),
+        (stem_state.opt_state, state.opt_state),
+        (stem_state.extra, state.extra),
+    )
 
 
 def split_states(joint: BlockState) -> tuple[BlockState, BlockState]:
     """Undoes `join_states`."""
-    stem_state, state = zip(joint.params, joint.opt_state, strict=True)
+    stem_state, state = zip(joint.params, joint.opt_state, joint.extra, strict=True)
     return BlockState(*stem_state), BlockState(*state)
+
+
+def prepared(
+    prepare: Callable[..., tuple[PyTree, PyTree]] | None,
+    rng: jax.Array,
+    batch: PyTree,
+    fitted: PyTree,
+) -> tuple[PyTree, PyTree]:
+    """Returns a batch's inputs and targets, as every driver makes them.
+
+    `prepare` is `(rng, batch) -> (inputs, targets)`, and takes what the objective fitted as a third argument where
+    there is such a thing. Where it is None, the batch is that pair already.
+    """
+    if prepare is None:
+        return batch
+    return prepare(rng, batch) if fitted is None else prepare(rng, batch, fitted)
 
 
 def only_block(blocks: Sequence[Block], strategy: str) -> Block:
@@ -139,6 +185,13 @@ def only_block(blocks: Sequence[Block], strategy: str) -> Block:
             "use blockwise for blocks that differ"
         )
     return blocks[0]
+
+
+def with_extra(params: PyTree, extra: PyTree) -> PyTree:
+    """Returns what a block's functions see: its parameters and what it keeps beside them, pairs for stem and block."""
+    if isinstance(params, tuple) and isinstance(extra, tuple):
+        return tuple(map(with_extra, params, extra))
+    return params if extra is None else {**params, **extra}
 
 
 def _accumulated(gradient, microbatches):

@@ -12,6 +12,7 @@ from blockjax.strategies.block import (
     PyTree,
     block_update,
     join_states,
+    prepared,
     split_states,
     with_stem,
 )
@@ -43,7 +44,7 @@ def blockwise(
 
     def train_step(state, batch, rng):
         step_rng = jax.random.fold_in(rng, state.step)
-        inputs, targets = prepare(jax.random.fold_in(step_rng, 0), batch) if prepare else batch
+        inputs, targets = prepared(prepare, jax.random.fold_in(step_rng, 0), batch, state.fitted)
         stem_state, states, stream = state.stem, state.blocks, inputs
         collected = []
         start = 0
@@ -68,7 +69,7 @@ def blockwise(
             collected.append(metrics)
             start = stop
         metrics = jax.tree.map(lambda *parts: jnp.concatenate(parts), *collected)
-        return TrainState(step=state.step + 1, stem=stem_state, blocks=states), metrics
+        return state.replace(step=state.step + 1, stem=stem_state, blocks=states), metrics
 
     return train_step
 

@@ -13,7 +13,9 @@ from blockjax.strategies.block import (
     block_update,
     join_states,
     only_block,
+    prepared,
     split_states,
+    with_extra,
     with_stem,
 )
 
@@ -64,12 +66,15 @@ def pipelined(
                 PartitionSpec(AXIS),
                 PartitionSpec(),
                 PartitionSpec(),
+                PartitionSpec(),
             ),
             out_specs=(PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)),
             axis_names={AXIS},
             check_vma=False,
         )
-        stem_state, states, metrics = run(state.step, state.stem, state.blocks, batch, rng)
+        stem_state, states, metrics = run(
+            state.step, state.stem, state.blocks, state.fitted, batch, rng
+        )
         # What stage s did with batch i, it did in tick i + s.
         batches = jnp.arange(len(jax.tree.leaves(batch["batches"])[0]))
         stage_of = jnp.arange(count) // (count // stages)
@@ -82,7 +87,8 @@ def pipelined(
             ),
             metrics,
         )
-        return TrainState(state.step + batch["count"], stem_state, states), metrics
+        step = state.step + batch["count"]
+        return state.replace(step=step, stem=stem_state, blocks=states), metrics
 
     return train_step
 
@@ -94,30 +100,30 @@ class _Stage:
         self.block, self.stem, self.prepare = block, stem, prepare
         self.stages, self.rows = stages, rows
 
-    def __call__(self, start, stem_state, states, batch, rng):
+    def __call__(self, start, stem_state, states, fitted, batch, rng):
         batches, count = batch["batches"], batch["count"]
         stage = jax.lax.axis_index(AXIS)
         number = len(jax.tree.leaves(batches)[0])
 
-        def prepared(index):
+        def batch_of(index):
             """Inputs and targets of a batch."""
             batch = jax.tree.map(
                 lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), batches
             )
             step_rng = jax.random.fold_in(rng, start + index)
-            return self.prepare(jax.random.fold_in(step_rng, 0), batch) if self.prepare else batch
+            return prepared(self.prepare, jax.random.fold_in(step_rng, 0), batch, fitted)
 
         def tick(carry, tick):
             stem_state, states, stream = carry
             index = tick - stage  # of this stage's batch
             is_real = (index >= 0) & (index < count)
-            inputs, targets = prepared(jnp.clip(index, 0, number - 1))
+            inputs, targets = batch_of(jnp.clip(index, 0, number - 1))
             stem_state, states, stream, metrics = self._update(
                 stem_state, states, inputs, stream, targets, is_real, rng, start + index
             )
             return (stem_state, states, _hand_on(stream, self.stages)), metrics
 
-        shapes = jax.eval_shape(lambda: self._first_stream(stem_state, prepared(0)[0], rng))
+        shapes = jax.eval_shape(lambda: self._first_stream(stem_state, batch_of(0)[0], rng))
         stream = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         (stem_state, states, _), metrics = jax.lax.scan(
             tick, (stem_state, states, stream), jnp.arange(number + self.stages - 1)
@@ -130,7 +136,9 @@ class _Stage:
         return stem_state, states, metrics
 
     def _first_stream(self, stem_state, inputs, rng):
-        return self.stem(stem_state.params, inputs, rng) if self.stem else inputs
+        if self.stem is None:
+            return inputs
+        return self.stem(with_extra(stem_state.params, stem_state.extra), inputs, rng)
 
     def _update(self, stem_state, states, inputs, stream, targets, is_real, rng, step):
         """Trains this stage's blocks, one after another; without a batch, states stay as they are."""

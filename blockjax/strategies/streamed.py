@@ -13,7 +13,9 @@ from blockjax.strategies.block import (
     block_update,
     join_states,
     only_block,
+    prepared,
     split_states,
+    with_extra,
     with_stem,
 )
 
@@ -45,7 +47,7 @@ def streamed(
 
     def train_step(state, batch, rng):
         step_rng = jax.random.fold_in(rng, state.step)
-        inputs, targets = prepare(jax.random.fold_in(step_rng, 0), batch) if prepare else batch
+        inputs, targets = prepared(prepare, jax.random.fold_in(step_rng, 0), batch, state.fitted)
 
         def first(stem_state, row, stream, rng):
             del stream
@@ -69,11 +71,13 @@ def streamed(
 
         stream = inputs
         if stem is not None:
-            shape = jax.eval_shape(stem, state.stem.params, inputs, rng)
+            shape = jax.eval_shape(
+                stem, with_extra(state.stem.params, state.stem.extra), inputs, rng
+            )
             stream = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
         (stem_state, _), (states, metrics) = jax.lax.scan(
             body, (state.stem, stream), (jnp.arange(count), state.blocks)
         )
-        return TrainState(step=state.step + 1, stem=stem_state, blocks=states), metrics
+        return state.replace(step=state.step + 1, stem=stem_state, blocks=states), metrics
 
     return train_step

@@ -12,7 +12,7 @@ from blockjax.memory import __main__ as memory_command
 from blockjax.memory.__main__ import Row
 from blockjax.memory.jobs import Result, run_job
 from blockjax.memory.profiles import DoesNotFit
-from blockjax.variants import BASELINES, vary
+from blockjax.variants import BASELINES, baselines, vary
 from tests.tiny import tiny_config
 
 
@@ -161,3 +161,8 @@ def test_errors_before_anything_is_compiled(config_file):
         assert ran.returncode == 1
         assert ran.stderr.startswith("error: ") and message in ran.stderr
         assert "Traceback" not in ran.stderr
+
+
+def test_microbatches_are_no_baseline_where_the_loss_is_no_mean_over_images():
+    assert baselines(tiny_config()) == list(BASELINES)
+    assert baselines(tiny_config(objective="simclr")) == ["end_to_end", "end_to_end+remat"]

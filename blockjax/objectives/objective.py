@@ -1,0 +1,108 @@
+"""What every pretext task has in common; the drivers and the loop know no more of a task than this."""
+
+from typing import Any, ClassVar
+
+import jax
+import ml_collections
+import numpy as np
+
+from blockjax.models.vit import ViT
+
+PyTree = Any
+
+# Up to this side in pixels images are small: recipes without blur, and narrower heads.
+SMALL = 64
+
+
+class Objective:
+    """A pretext task: how images become encoder inputs and targets, and what a block's loss is.
+
+    Subclasses are frozen dataclasses of hyperparameters. They define `from_config`, `init_head`, `prepare` and `loss`;
+    the rest has defaults. Every array of inputs, stream and targets has the images as its leading axis; views,
+    rotations or tiles of an image follow, so that they stay on one device where a batch is split.
+
+    Attributes:
+      means_over_images: whether the loss is a mean over images, so that the means over parts of a batch are those of
+        the whole; False where it takes statistics or negatives from the batch.
+      mask_token: whether the stem owns a mask token.
+      fitted_shape: of what `fit` returns; None where nothing is fitted before training.
+      begin, finish: of each block, see `blockjax.strategies.Block`.
+    """
+
+    means_over_images: ClassVar[bool] = True
+    mask_token: ClassVar[bool] = False
+    fitted_shape: tuple[int, ...] | None = None
+    begin = None
+    finish = None
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict, vit: ViT, blocks: int) -> "Objective":
+        """Returns the objective that a resolved config describes, for an encoder in so many isolated blocks."""
+        raise NotImplementedError
+
+    @staticmethod
+    def defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
+        """Returns values for fields that a config leaves open, by name ("head.width"); model sizes are known."""
+        del config
+        return {}
+
+    @staticmethod
+    def check(config: ml_collections.ConfigDict) -> None:
+        """Raises ValueError for settings that cannot work, in a config that is resolved but for this."""
+
+    def fit(self, rng: jax.Array, images_BHWC: np.ndarray) -> np.ndarray:
+        """Fits what `prepare` takes as its third argument to some training images, before training."""
+        raise NotImplementedError
+
+    def init_head(self, rng: jax.Array) -> PyTree:
+        """Returns one block's own head parameters, float32."""
+        raise NotImplementedError
+
+    def init_stem_extra(self, params: PyTree) -> PyTree:
+        """Returns what the stem keeps beside its parameters; None for nothing."""
+        del params
+
+    def init_block_extra(self, params: PyTree, rng: jax.Array) -> PyTree:
+        """Returns what a block keeps beside its parameters {"layers", "head"}; None for nothing."""
+        del params, rng
+
+    def prepare(self, rng: jax.Array, batch: dict[str, jax.Array]) -> tuple[PyTree, PyTree]:
+        """Returns the stem's inputs (see `ViT.stem`) and all blocks' targets, of {"image": uint8 [B, H, W, 3]}."""
+        raise NotImplementedError
+
+    def stem(self, vit: ViT, params: PyTree, inputs: PyTree) -> PyTree:
+        """Returns the first stream."""
+        return vit.stem(params, inputs)
+
+    def forward(self, vit: ViT, params: PyTree, stream: PyTree) -> PyTree:
+        """Returns the stream that leaves a block."""
+        return vit.layers(params["layers"], stream)
+
+    def enter(self, block: int):
+        """Returns the function by which the stream changes its shape before `block` (from 0); None if it does not."""
+        del block
+
+    def loss(
+        self, head: PyTree, stream: PyTree, targets: PyTree, rng: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns a block's local loss and a dict of scalars, from the stream that leaves it."""
+        raise NotImplementedError
+
+    def local_loss(
+        self, params: PyTree, stream: PyTree, targets: PyTree, rng: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns `loss`, from all that a block owns: its head, and with an extra what it keeps there."""
+        return self.loss(params["head"], stream, targets, rng)
+
+    def symptoms(self, metrics: dict[str, float], progress: float) -> list[str]:
+        """Says what is wrong with one block.
+
+        Args:
+          metrics: those of the block at a logged step.
+          progress: part of the run that is done, in [0, 1].
+
+        Returns:
+          A sentence, with the known cause, for each sign of collapse or of a shortcut.
+        """
+        del metrics, progress
+        return []

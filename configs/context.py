@@ -1,0 +1,23 @@
+"""Context prediction: the direction in which a tile lies from the centre tile, of eight.
+
+    python -m blockjax.main --config configs/context.py --workdir runs/context
+
+trains four blocks on the embedded images, on a CPU; :strategy=end_to_end is the twin under global backpropagation. For
+ImageNet, on a pod or a large server (not trained here, so no accuracy is claimed):
+
+    python -m blockjax.main --config configs/context.py:model=b16,strategy=blockwise,blocks=4
+
+More arguments: size, data, batch, epochs, steps. The loss starts at log 8 = 2.08; a plateau there is normal.
+
+Doersch et al., arXiv 1505.05192, in the form of google/revisiting-self-supervised. There is no published recipe for
+ViTs; AdamW as for the other objectives.
+"""
+
+from blockjax.recipes import recipe
+
+
+def get_config(argument=None):
+    """Returns the config of context prediction, small or for ImageNet."""
+    return recipe(
+        argument, "context", batch=1024, epochs=100.0, base_learning_rate=5e-4, weight_decay=0.05
+    )

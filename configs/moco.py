@@ -1,0 +1,25 @@
+"""MoCo v3, or with --config.momentum.queue the older form with a queue.
+
+    python -m blockjax.main --config configs/moco.py --workdir runs/moco
+
+trains four blocks on the embedded images, on a CPU; :strategy=end_to_end is the twin under global backpropagation. For
+ImageNet, on a pod or a large server (not trained here, so no accuracy is claimed):
+
+    python -m blockjax.main --config configs/moco.py:model=b16,strategy=blockwise,blocks=4
+
+More arguments: size, data, batch, epochs, steps. The loss starts at about 0.8 log(batch) = 3.9.
+
+Chen et al., arXiv 2104.02057: AdamW, base learning rate 1.5e-4, weight decay 0.1, 300 epochs at a batch of 4096,
+temperature 0.2, momentum from 0.99 to 1, frozen patch embedding.
+"""
+
+from blockjax.recipes import recipe
+
+
+def get_config(argument=None):
+    """Returns the config of MoCo, small or for ImageNet."""
+    config = recipe(
+        argument, "moco", batch=4096, epochs=300.0, base_learning_rate=1.5e-4, weight_decay=0.1
+    )
+    config.model.freeze_embedding = config.model.image_size > 64
+    return config

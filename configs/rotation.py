@@ -1,0 +1,23 @@
+"""Rotation prediction (RotNet): by how many quarter turns an image was rotated.
+
+    python -m blockjax.main --config configs/rotation.py --workdir runs/rotation
+
+trains four blocks on the embedded images, on a CPU; :strategy=end_to_end is the twin under global backpropagation. For
+ImageNet, on a pod or a large server (not trained here, so no accuracy is claimed):
+
+    python -m blockjax.main --config configs/rotation.py:model=b16,strategy=blockwise,blocks=4
+
+More arguments: size, data, batch, epochs, steps. The loss starts at log 4 = 1.39.
+
+Gidaris et al., arXiv 1803.07728: all four rotations of each image in a batch. There is no published ViT recipe; AdamW
+as for the other objectives.
+"""
+
+from blockjax.recipes import recipe
+
+
+def get_config(argument=None):
+    """Returns the config of rotation, small or for ImageNet."""
+    return recipe(
+        argument, "rotation", batch=1024, epochs=100.0, base_learning_rate=5e-4, weight_decay=0.05
+    )

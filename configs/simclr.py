@@ -1,0 +1,25 @@
+"""SimCLR: two views of an image attract each other, all other views of the batch repel.
+
+    python -m blockjax.main --config configs/simclr.py --workdir runs/simclr
+
+trains four blocks on the embedded images, on a CPU; :strategy=end_to_end is the twin under global backpropagation. For
+ImageNet, on a pod or a large server (not trained here, so no accuracy is claimed):
+
+    python -m blockjax.main --config configs/simclr.py:model=b16,strategy=blockwise,blocks=4
+
+More arguments: size, data, batch, epochs, steps. The loss starts at about log(2 batch - 1) = 5.54.
+
+Chen et al., arXiv 2002.05709; optimizer as MoCo v3 has it for ViTs (arXiv 2104.02057): AdamW, base learning rate
+1.5e-4, weight decay 0.1, 300 epochs, frozen patch embedding.
+"""
+
+from blockjax.recipes import recipe
+
+
+def get_config(argument=None):
+    """Returns the config of SimCLR, small or for ImageNet."""
+    config = recipe(
+        argument, "simclr", batch=4096, epochs=300.0, base_learning_rate=1.5e-4, weight_decay=0.1
+    )
+    config.model.freeze_embedding = config.model.image_size > 64
+    return config

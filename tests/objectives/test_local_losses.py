@@ -1,0 +1,138 @@
+"""Every objective as a local loss: isolated, and the same numbers on every mesh and under every strategy."""
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+
+from blockjax import config as config_lib
+from blockjax.objectives import OBJECTIVES
+from blockjax.sharding import make_mesh
+from tests.tiny import images, tiny_config, tiny_learner
+
+TWO_VIEW = ("simclr", "moco", "byol", "barlow_twins", "vicreg")
+EVERY = [pytest.param(name, id=name, marks=pytest.mark.slow) for name in OBJECTIVES]
+
+
+def learner_of(name, **overrides):
+    """A tiny learner; colours are left as they are, since their jitter takes longest to compile."""
+    small = {"head.hidden": 16, "head.width": 16, "head.expansion": 16}
+    if name in TWO_VIEW:
+        small["views.recipe"] = "cifar-mim"
+    if name in ("jigsaw", "context"):
+        small |= {"model.patch_size": 4, "tiles.permutations": 10, "tiles.per_image": 2}
+    if name == "beit":
+        small["tokenizer.codes"] = 6
+    rate = {"optimizer.base_learning_rate": 0.01}
+    return tiny_learner(objective=name, **{"mask.ratio": None, **small, **rate, **overrides})
+
+
+def start_of(learner):
+    """The first state, with something fitted where the objective needs that."""
+    state = jax.jit(learner.init)(jax.random.key(0))
+    if state.fitted is None:
+        return state
+    return state.replace(fitted=jax.random.normal(jax.random.key(9), state.fitted.shape))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_gradient_crosses_a_boundary(name, monkeypatch):
+    # Adam's own derivative is infinite where a gradient is zero.
+    monkeypatch.setattr("blockjax.learner.make_optimizer", lambda *_, **__: optax.sgd(0.0))
+    learner = learner_of(name, **{"model.depth": 2, "blocks": 2})
+    start, batch = start_of(learner), {"image": images()}
+
+    def losses(stem, blocks):
+        state = start.replace(
+            stem=start.stem.replace(params=stem), blocks=start.blocks.replace(params=blocks)
+        )
+        return learner.train_step(state, batch, jax.random.key(1))[1]["loss"]
+
+    jacobian = jax.jit(jax.jacrev(losses, argnums=(0, 1)))
+    of_stem, of_blocks = jacobian(start.stem.params, start.blocks.params)
+    for loss in range(2):
+        for block in range(2):
+            sizes = [float(np.abs(leaf[loss, block]).max()) for leaf in jax.tree.leaves(of_blocks)]
+            assert (max(sizes) > 0.0) == (loss == block), (loss, block)
+    stem_sizes = [float(np.abs(leaf[0]).max()) for leaf in jax.tree.leaves(of_stem)]
+    assert max(stem_sizes) > 0.0
+    assert all(not np.asarray(leaf[1]).any() for leaf in jax.tree.leaves(of_stem))
+
+
+def train(learner, shape, steps=3):
+    """Returns losses [steps, K] and the last state."""
+    mesh = make_mesh(shape, jax.devices()[: int(np.prod(shape))])
+    step = learner.trace(mesh, 8).lower().compile()
+    state = learner.init_for(step, jax.random.key(0))
+    if state.fitted is not None:
+        fitted = np.asarray(jax.random.normal(jax.random.key(9), state.fitted.shape))
+        state = state.replace(fitted=jax.device_put(fitted, state.fitted.format))
+    key = jax.device_put(
+        jax.random.key(1), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    )
+    at_once, losses = learner.batches or 1, []
+    for i in range(0, steps, at_once):
+        batches = [images(seed=j) for j in range(i, min(i + at_once, steps))]
+        state, metrics = step(state, learner.place(mesh, batches), key)
+        losses.append(np.reshape(metrics["loss"], (at_once, -1))[: len(batches)])
+    return np.concatenate(losses), state
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_batch_split_over_devices_gives_the_same_losses(name):
+    learner = learner_of(name, **{"model.depth": 2, "blocks": 2})
+    losses, _ = train(learner, (1, 1, 1))
+    split, _ = train(learner, (4, 1, 1))
+    # Statistics of each device's own two images would be off by tens of per cent.
+    np.testing.assert_allclose(split, losses, rtol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy, shape", [("streamed", (1, 1, 1)), ("pipelined", (1, 1, 2))])
+@pytest.mark.parametrize(
+    "name, overrides",
+    [("byol", {}), ("moco", {"momentum.queue": 16}), ("beit", {}), ("jigsaw", {})],
+)
+def test_strategies_agree(name, overrides, strategy, shape):
+    overrides = {"model.depth": 2, "blocks": 2, "pipeline.batches": 2, **overrides}
+    losses, state = train(learner_of(name, **overrides), (1, 1, 1))
+    got, other = train(learner_of(name, strategy=strategy, **overrides), shape)
+    np.testing.assert_allclose(got, losses, rtol=1e-4)
+    for part in ("stem", "blocks"):
+        own, expected = getattr(other, part).extra, getattr(state, part).extra
+        chex.assert_trees_all_close(jax.device_get(own), jax.device_get(expected), atol=2e-3)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_end_to_end_is_one_loss(name):
+    learner = learner_of(name, strategy="end_to_end", **{"model.depth": 2, "blocks": 2})
+    state, metrics = jax.jit(learner.train_step)(
+        start_of(learner), {"image": images()}, jax.random.key(1)
+    )
+    for value in metrics.values():
+        assert value.shape == (1,)
+        assert np.isfinite(value).all()
+    # The head trains, and so does the first layer, through all others.
+    moments = state.blocks.opt_state[0].mu
+    assert float(np.abs(moments["layers"]["mlp"]["Dense_0"]["kernel"][0, 0]).max()) > 0.0
+
+
+@pytest.mark.parametrize("name", ["barlow_twins", "simclr", "jigsaw"])
+def test_microbatches_are_refused_where_the_loss_is_no_mean_over_images(name):
+    with pytest.raises(ValueError, match=f"microbatches=2: the loss of {name} compares"):
+        learner_of(name, microbatches=2)
+    assert learner_of("rotation", microbatches=2)
+
+
+def test_masking_schedules_are_for_mae():
+    config = tiny_config(objective="simclr", **{"mask.schedule": "linear:0.9"})
+    with pytest.raises(ValueError, match="drops tokens that objective simclr needs"):
+        config_lib.resolve(config, devices=1, platform="cpu")
+
+
+def test_unknown_readouts_and_recipes_are_named():
+    with pytest.raises(ValueError, match=r"readout 'gpa' is unknown; did you mean 'gap'"):
+        learner_of("rotation", **{"head.readout": "gpa"})
+    with pytest.raises(ValueError, match=r"views.recipe 'byoll' is unknown"):
+        learner_of("byol", **{"views.recipe": "byoll"})
