@@ -55,6 +55,7 @@ def config_of(source, **overrides):
         "data.flip": False,
         "checkpoint.every": 4,
         "log.every": 1,
+        "log.monitor_every": 5,
         "optimizer.warmup_steps": 2,
     }
     return tiny_config(**{**fields, **overrides})
@@ -91,6 +92,9 @@ def test_what_a_run_writes(finished):
         assert row["examples"] == row["step"] * 8
         assert {"seconds", "images_per_second", "learning_rate"} <= row.keys()
         assert all(np.isfinite(row[f"block_{k}/loss"]) for k in (1, 2, 3, 4))
+    monitored = [row["step"] for row in rows if "block_4/effective_rank" in row]
+    assert monitored == [5, 10, STEPS]
+    assert 1.0 <= rows[-1]["block_4/effective_rank"] <= 8.0  # a batch has 8 images
     assert rows[0]["learning_rate"] == 0.0 and rows[2]["learning_rate"] > rows[-1]["learning_rate"]
     assert json.loads((workdir / "summary.json").read_text()) == summary
     assert summary["strategy"] == "blockwise" and summary["steps"] == STEPS
@@ -127,8 +131,8 @@ def test_sigterm_saves_and_the_same_command_goes_on_exactly(
     steps_seen = []
     original = pretrain._Log.step
 
-    def stop_at_step_6(self, step, metrics, now):
-        original(self, step, metrics, now)
+    def stop_at_step_6(self, step, *rest):
+        original(self, step, *rest)
         steps_seen.append(step)
         if step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -154,6 +158,54 @@ def test_sigterm_saves_and_the_same_command_goes_on_exactly(
     chex.assert_trees_all_equal(
         final_state(config_of(arrays), workdir), final_state(config_of(arrays), whole)
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "objective, fields",
+    [
+        ("beit", {"tokenizer.codes": 8, "tokenizer.kind": "exemplar"}),  # what was fitted
+        ("moco", {"momentum.queue": 16, "views.recipe": "cifar-mim"}),  # averages and queues
+    ],
+)
+def test_what_no_gradient_trains_is_saved_too(objective, fields, arrays, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        Pretraining, "_probe", lambda self, state: [{"features": "x", "knn": 0, "linear": 0}]
+    )
+    small = {"head.hidden": 16, "head.width": 16, "head.expansion": 16, "mask.ratio": None}
+    config = config_of(arrays, objective=objective, **small, **fields)
+    Pretraining(config, tmp_path / "whole").run()
+    original = pretrain._Log.step
+
+    def stop_at_step_6(self, step, *rest):
+        original(self, step, *rest)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(pretrain._Log, "step", stop_at_step_6)
+    with pytest.raises(Interrupted):
+        Pretraining(config, tmp_path / "stopped").run()
+    monkeypatch.setattr(pretrain._Log, "step", original)
+    Pretraining(config, tmp_path / "stopped").run()
+    assert comparable(tmp_path / "stopped") == comparable(tmp_path / "whole")
+    whole = final_state(config, tmp_path / "whole")
+    chex.assert_trees_all_equal(final_state(config, tmp_path / "stopped"), whole)
+    kept = whole.fitted if objective == "beit" else whole.blocks.extra["queue"]
+    assert np.abs(kept).max() > 0.0
+    with Image.open(tmp_path / "whole" / "figures" / "views.png") as picture:
+        assert picture.width > 300
+
+
+@pytest.mark.slow
+def test_signs_of_collapse_are_said_once_for_each_block(arrays, tmp_path, monkeypatch, capsys):
+    def symptoms(self, metrics, progress):
+        return ["all is lost"] if metrics["loss"] > 0 and progress > 0.5 else []
+
+    monkeypatch.setattr("blockjax.objectives.mae.MaskedAutoencoder.symptoms", symptoms)
+    monkeypatch.setattr(Pretraining, "_report", lambda self, state: {})
+    Pretraining(config_of(arrays), tmp_path).run()
+    said = [line for line in capsys.readouterr().out.splitlines() if "all is lost" in line]
+    assert said == [f"warning: step 7, block {k}: all is lost" for k in (1, 2, 3, 4)]
 
 
 @pytest.mark.slow
@@ -189,8 +241,8 @@ def test_goes_on_under_another_strategy_and_mesh(finished, arrays, tmp_path, mon
     original = pretrain._Log.step
 
     def stop_at(step_to_stop):
-        def step(self, step, metrics, now):
-            original(self, step, metrics, now)
+        def step(self, step, *rest):
+            original(self, step, *rest)
             if step == step_to_stop:
                 os.kill(os.getpid(), signal.SIGTERM)
 
