@@ -60,7 +60,9 @@ def default_config() -> ml_collections.ConfigDict:
     model.freeze_embedding = False  # keep the patch embedding as it starts, as MoCo v3 does
 
     config.mask = ml_collections.ConfigDict()
-    config.mask.ratio = config_dict.placeholder(float)  # default: 0.75 for mae, 0.39 for beit
+    config.mask.ratio = config_dict.placeholder(
+        float
+    )  # default: 0.75 for mae, BEiT's share for beit
     config.mask.schedule = (
         "constant"  # linear:0.9 (ratio of the last block), or a ratio for each block
     )

@@ -12,7 +12,7 @@ the tokens' frequencies alone give is in `token_entropy`.
 
 Bao et al., arXiv 2106.08254, and microsoft/unilm, beit: 40 % of the patches masked in rectangles, AdamW (0.9, 0.98),
 1.5e-3 at a batch of 2048, weight decay 0.05, clipping at 3, 800 epochs. The tokens are those of CCViT (arXiv
-2303.04664): 2048 centroids, where BEiT has 8192 words.
+2303.04664): 2048 centroids for blocks, and 8192, as many as BEiT has words, under end_to_end.
 """
 
 from blockjax.recipes import recipe
