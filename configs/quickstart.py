@@ -4,7 +4,7 @@
 
 Add --config.strategy=end_to_end (and another --workdir) for its twin under global backpropagation.
 
-On 2 idle CPU cores: 3 to 4 minutes of training, then under a minute of probes and pictures. Linear probe of the best
+On 2 idle CPU cores: 2 to 4 minutes of training, then under a minute of probes and pictures. Linear probe of the best
 block, seeds 0, 1 and 2: 0.814, 0.792, 0.790 (end to end 0.765, 0.766, 0.778; untrained 0.722, 0.732, 0.727; raw
 pixels 0.485).
 
