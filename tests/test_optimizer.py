@@ -40,6 +40,14 @@ def test_weight_decay_is_applied_where_marked():
     np.testing.assert_allclose(updates["bias"], 0.0)
 
 
+def test_a_frozen_embedding_does_not_shrink():
+    params = {"embed": {"kernel": 1, "bias": 1}, "head": {"embed": {"kernel": 1}}}
+    assert decayed(params)["embed"] == {"kernel": True, "bias": False}
+    frozen = decayed(params, freeze_embedding=True)
+    assert frozen["embed"] == {"kernel": False, "bias": False}
+    assert frozen["head"] == {"embed": {"kernel": True}}  # a decoder's
+
+
 def test_adam_by_hand_with_the_configs_numbers():
     learner = tiny_learner(
         **{"optimizer.b1": 0.8, "optimizer.b2": 0.6, "optimizer.weight_decay": 0.5}

@@ -163,3 +163,52 @@ def test_the_compiler_keeps_rematerialisation(layers, unroll):
     params = jax.tree.map(lambda leaf: leaf[0], model.init_layers(jax.random.key(0), 1))
     gradient = jax.jit(jax.grad(lambda p: jnp.sum(model.layers(p, tokens) ** 2)))
     assert ("optimization_barrier" in gradient.lower(params).as_text()) == (layers == unroll)
+
+
+def tiny(**fields):
+    return ViT(image_size=16, patch_size=4, width=16, depth=2, heads=2, **fields)
+
+
+def test_views_of_an_image_are_images_of_their_own():
+    vit = tiny()
+    stem, layers = vit.init_stem(jax.random.key(0)), vit.init_layers(jax.random.key(1), 1)
+    patches = jax.random.normal(jax.random.key(2), (3, 2, 5, 48))
+    positions = jax.random.randint(jax.random.key(3), (3, 2, 5), 0, 16)
+    row = jax.tree.map(lambda leaf: leaf[0], layers)
+
+    def encode(patches, positions):
+        return vit.layers(row, vit.stem(stem, {"patches": patches, "positions": positions}))
+
+    both = encode(patches, positions)
+    assert both.shape == (3, 2, 6, 16)
+    for view in range(2):
+        alone = encode(patches[:, view], positions[:, view])
+        np.testing.assert_allclose(both[:, view], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_mask_token_hides_the_patch_but_not_its_place():
+    vit = tiny(mask_token=True)
+    params = vit.init_stem(jax.random.key(0))
+    patches = jax.random.normal(jax.random.key(2), (1, 4, 48))
+    inputs = {"patches": patches, "positions": jnp.array([[3, 1, 7, 7]])}
+    masked = {**inputs, "masked": jnp.array([[False, True, True, False]])}
+    tokens = vit.stem(params, masked)
+    other = vit.stem(params, {**masked, "patches": patches.at[:, 1:3].multiply(-5.0)})
+    np.testing.assert_array_equal(tokens, other)
+    plain = vit.stem(params, inputs)
+    np.testing.assert_array_equal(tokens[:, [0, 1, 4]], plain[:, [0, 1, 4]])
+    table = sincos_2d(4, 4, 16)
+    token = params["mask_token"][0, 0]
+    np.testing.assert_allclose(tokens[0, 2], token + table[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(tokens[0, 3], token + table[7], rtol=1e-5, atol=1e-6)
+    assert "mask_token" not in tiny().init_stem(jax.random.key(0))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_frozen_embedding_gets_no_gradient(frozen):
+    vit = tiny(freeze_embedding=frozen)
+    params = vit.init_stem(jax.random.key(0))
+    inputs = {"patches": jnp.ones((1, 2, 48)), "positions": jnp.array([[0, 1]])}
+    grads = jax.grad(lambda params: jnp.square(vit.stem(params, inputs)).sum())(params)
+    assert bool(np.asarray(grads["embed"]["kernel"]).any()) == (not frozen)
+    assert np.asarray(grads["cls"]).any()

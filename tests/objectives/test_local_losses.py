@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from blockjax import config as config_lib
+from blockjax.learner import _with_noise
 from blockjax.objectives import OBJECTIVES
 from blockjax.sharding import make_mesh
 from tests.tiny import images, tiny_config, tiny_learner
@@ -136,3 +137,26 @@ def test_unknown_readouts_and_recipes_are_named():
         learner_of("rotation", **{"head.readout": "gpa"})
     with pytest.raises(ValueError, match=r"views.recipe 'byoll' is unknown"):
         learner_of("byol", **{"views.recipe": "byoll"})
+
+
+def test_noise_is_part_of_the_spread_and_only_in_what_trains():
+    stream = 3.0 * jax.random.normal(jax.random.key(0), (64, 5, 32)) + 7.0
+    noisy = _with_noise(stream, 0.25, jax.random.key(1))
+    added = np.asarray(noisy - stream)
+    assert abs(added.mean()) < 0.03
+    np.testing.assert_allclose(added.std(), 0.25 * np.asarray(stream).std(), rtol=0.03)
+    assert _with_noise(stream, 0.0, jax.random.key(1)) is stream
+    both = _with_noise({"online": stream, "target": stream}, 0.25, jax.random.key(1))
+    np.testing.assert_array_equal(both["target"], stream)
+    np.testing.assert_array_equal(both["online"], noisy)
+
+
+@pytest.mark.slow
+def test_noise_reaches_the_local_loss():
+    batch, key = {"image": images()}, jax.random.key(1)
+    losses = []
+    for noise in (0.0, 0.25):
+        learner = learner_of("rotation", noise=noise, **{"model.depth": 2, "blocks": 2})
+        _, metrics = jax.jit(learner.train_step)(start_of(learner), batch, key)
+        losses.append(metrics["loss"])
+    assert np.abs(losses[0] - losses[1]).min() > 1e-5
