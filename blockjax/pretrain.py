@@ -189,7 +189,7 @@ class Pretraining:
                 batch = next(batches)
                 state, metrics = train_step(state, batch, key)
                 before, done = done, min(done + at_once, self.steps)
-                pending.append((before, done, metrics, self._monitored(done, state, batch)))
+                pending.append((before, done, metrics, self._monitored(before, done, state, batch)))
                 last = done == self.steps
                 stop = self._is_stopped(caught, done)
                 save = last or done // every > before // every or stop
@@ -226,15 +226,24 @@ class Pretraining:
         fitted = objective.fit(self._key("fit"), images)
         return state.replace(fitted=jax.device_put(fitted, state.fitted.format))
 
-    def _monitored(self, step, state, batch):
-        """Returns how features differ after this step, {name: [K]}; {} where nobody looks."""
+    def is_logged(self, step: int) -> bool:
+        """Whether metrics.jsonl has a row for this step."""
+        return step % self.config.log.every == 0 or step == self.steps
+
+    def _monitored(self, before, done, state, batch):
+        """Returns how features differ after these steps, {name: [K]}; {} where nobody looks."""
         log = self.config.log
         if not log.monitor_every:
             return {}
-        is_due = step // log.monitor_every > (step - log.every) // log.monitor_every
-        if step != self.steps and (step % log.every or not is_due):
+
+        def is_due(step):
+            is_next = step // log.monitor_every > (step - log.every) // log.monitor_every
+            return self.is_logged(step) and (is_next or step == self.steps)
+
+        if not any(map(is_due, range(before + 1, done + 1))):
             return {}
-        images = batch["batches"]["image"][0] if self.learner.batches else batch["image"]
+        last = done - before - 1  # later ones are there to fill up
+        images = batch["batches"]["image"][last] if self.learner.batches else batch["image"]
         return monitor.monitor(self.learner, self.mesh, state, images)
 
     def _is_stopped(self, caught, done):
@@ -329,7 +338,7 @@ class _Log:
     def steps(self, before, done, metrics, monitored):
         """Takes the metrics of one call, [K] of one step or [n, K] of several, whose time they share equally.
 
-        What was monitored after the last step is logged with that step.
+        What was monitored after the last one is logged with the last that is logged.
         """
         metrics, monitored = jax.device_get((metrics, monitored))
         now = time.perf_counter()
@@ -339,14 +348,16 @@ class _Log:
                 for name, value in metrics.items()
             }
             share = (step - before) / (done - before)
-            at_end = monitored if step == done else {}
-            self.step(step, row, at_end, self._called + share * (now - self._called))
+            is_last = not any(map(self._run.is_logged, range(step + 1, done + 1)))
+            self.step(
+                step, row, monitored if is_last else {}, self._called + share * (now - self._called)
+            )
         self._called = now
 
     def step(self, step, metrics, monitored, now):
         config = self._run.config
         _check_finite(step, metrics)
-        if step % config.log.every and step != self._run.steps:
+        if not self._run.is_logged(step):
             return
         rate = (step - self._since_step) * config.batch_size / max(now - self._since, 1e-9)
         self._since, self._since_step = now, step

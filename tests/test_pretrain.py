@@ -260,6 +260,9 @@ def test_goes_on_under_another_strategy_and_mesh(finished, arrays, tmp_path, mon
     assert summary["strategy"] == "pipelined"
     assert [row["step"] for row in comparable(workdir)] == list(range(1, STEPS + 1))
     for row, expected in zip(comparable(workdir), comparable(finished[0]), strict=True):
+        if row["step"] > 9:  # `pipelined` looks at features after all batches of a call
+            assert ("block_1/cosine" in row) == (row["step"] == STEPS)
+            expected = {name: expected[name] for name in row if name in expected}
         for name, value in expected.items():
             np.testing.assert_allclose(row[name], value, rtol=1e-3, err_msg=name)
     with pytest.raises(ValueError, match="strategy: pipelined -> end_to_end"):
