@@ -43,14 +43,16 @@ class BYOL(MomentumObjective, TwoView):
             "views.recipe": "cifar-byol" if small else "byol",
         }
 
-    def _mlp(self):
+    def _projector(self):
         return Projector((self.hidden, self.out), hidden_bias=True)
+
+    _predictor = _projector  # of the same form
 
     def init_head(self, rng: jax.Array) -> PyTree:
         readout_rng, projector_rng, predictor_rng = jax.random.split(rng, 3)
         readout, vector = self._init_readout(readout_rng)
-        z, projector = self._mlp().init_with_output(projector_rng, vector)
-        predictor = self._mlp().init(predictor_rng, z)["params"]
+        z, projector = self._projector().init_with_output(projector_rng, vector)
+        predictor = self._predictor().init(predictor_rng, z)["params"]
         return {"readout": readout, "projector": projector["params"], "predictor": predictor}
 
     def finish(self, params: PyTree, extra: PyTree, stream: PyTree) -> PyTree:
@@ -58,10 +60,6 @@ class BYOL(MomentumObjective, TwoView):
         del stream
         extra = self.average(params, extra)
         return {**extra, "count": extra["count"] + 1}
-
-    def _project(self, head, tokens):
-        vectors = self._readout().apply({"params": head["readout"]}, tokens)
-        return self._mlp().apply({"params": head["projector"]}, vectors)
 
     def loss(
         self, head: PyTree, stream: PyTree, targets: PyTree, rng: jax.Array
@@ -71,7 +69,9 @@ class BYOL(MomentumObjective, TwoView):
         target = each_view(self._project, head["target"], stream["target"])
 
         def predict(head, tokens):
-            return self._mlp().apply({"params": head["predictor"]}, self._project(head, tokens))
+            return self._predictor().apply(
+                {"params": head["predictor"]}, self._project(head, tokens)
+            )
 
         predicted = each_view(predict, head, stream["online"])
         loss = regression_loss(predicted, target)

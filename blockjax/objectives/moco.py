@@ -108,10 +108,6 @@ class MoCo(MomentumObjective, TwoView):
     def _keys(self, head, tokens):
         return l2_normalize(each_view(self._project, head, tokens))
 
-    def _project(self, head, tokens):
-        vectors = self._readout().apply({"params": head["readout"]}, tokens)
-        return self._projector().apply({"params": head["projector"]}, vectors)
-
     def loss(
         self, head: PyTree, stream: PyTree, targets: PyTree, rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:

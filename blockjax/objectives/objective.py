@@ -1,10 +1,10 @@
 """What every pretext task has in common; the drivers and the loop know no more of a task than this."""
 
+import abc
 from typing import Any, ClassVar
 
 import jax
 import ml_collections
-import numpy as np
 
 from blockjax.models.vit import ViT
 
@@ -14,7 +14,7 @@ PyTree = Any
 SMALL = 64
 
 
-class Objective:
+class Objective(abc.ABC):
     """A pretext task: how images become encoder inputs and targets, and what a block's loss is.
 
     Subclasses are frozen dataclasses of hyperparameters. They define `from_config`, `init_head`, `prepare` and `loss`;
@@ -25,7 +25,8 @@ class Objective:
       means_over_images: whether the loss is a mean over images, so that the means over parts of a batch are those of
         the whole; False where it takes statistics or negatives from the batch.
       mask_token: whether the stem owns a mask token.
-      fitted_shape: of what `fit` returns; None where nothing is fitted before training.
+      fitted_shape: of what is fitted to data before training and `prepare` then takes as its third argument; None where
+        nothing is. An objective that has it has a method `fit(rng, images_BHWC uint8) -> array`.
       begin, finish: of each block, see `blockjax.strategies.Block`.
     """
 
@@ -36,9 +37,9 @@ class Objective:
     finish = None
 
     @classmethod
+    @abc.abstractmethod
     def from_config(cls, config: ml_collections.ConfigDict, vit: ViT, blocks: int) -> "Objective":
         """Returns the objective that a resolved config describes, for an encoder in so many isolated blocks."""
-        raise NotImplementedError
 
     @staticmethod
     def defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -49,14 +50,11 @@ class Objective:
     @staticmethod
     def check(config: ml_collections.ConfigDict) -> None:
         """Raises ValueError for settings that cannot work, in a config that is resolved but for this."""
+        del config
 
-    def fit(self, rng: jax.Array, images_BHWC: np.ndarray) -> np.ndarray:
-        """Fits what `prepare` takes as its third argument to some training images, before training."""
-        raise NotImplementedError
-
+    @abc.abstractmethod
     def init_head(self, rng: jax.Array) -> PyTree:
         """Returns one block's own head parameters, float32."""
-        raise NotImplementedError
 
     def init_stem_extra(self, params: PyTree) -> PyTree:
         """Returns what the stem keeps beside its parameters; None for nothing."""
@@ -66,9 +64,9 @@ class Objective:
         """Returns what a block keeps beside its parameters {"layers", "head"}; None for nothing."""
         del params, rng
 
+    @abc.abstractmethod
     def prepare(self, rng: jax.Array, batch: dict[str, jax.Array]) -> tuple[PyTree, PyTree]:
         """Returns the stem's inputs (see `ViT.stem`) and all blocks' targets, of {"image": uint8 [B, H, W, 3]}."""
-        raise NotImplementedError
 
     def stem(self, vit: ViT, params: PyTree, inputs: PyTree) -> PyTree:
         """Returns the first stream."""
@@ -82,11 +80,11 @@ class Objective:
         """Returns the function by which the stream changes its shape before `block` (from 0); None if it does not."""
         del block
 
+    @abc.abstractmethod
     def loss(
         self, head: PyTree, stream: PyTree, targets: PyTree, rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns a block's local loss and a dict of scalars, from the stream that leaves it."""
-        raise NotImplementedError
 
     def local_loss(
         self, params: PyTree, stream: PyTree, targets: PyTree, rng: jax.Array

@@ -54,20 +54,13 @@ class SimCLR(TwoView):
     def _projector(self):
         return Projector((self.hidden, self.hidden, self.out), last_norm="scale")
 
-    def init_head(self, rng: jax.Array) -> PyTree:
-        readout_rng, projector_rng = jax.random.split(rng)
-        readout, vector = self._init_readout(readout_rng)
-        projector = self._projector().init(projector_rng, vector)["params"]
-        return {"readout": readout, "projector": projector}
-
     def loss(
         self, head: PyTree, stream: jax.Array, targets: PyTree, rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """NT-Xent of tokens [B, 2, T, D]; with `accuracy`, the share of views whose partner is the nearest."""
         del targets, rng
-        vectors = self._readout().apply({"params": head["readout"]}, stream)
         # Both views go through BatchNorm as one batch, as in the official code.
-        z = l2_normalize(self._projector().apply({"params": head["projector"]}, vectors))
+        z = l2_normalize(self._project(head, stream))
         loss, accuracy = nt_xent(z, self.temperature)
         return loss, {"accuracy": accuracy, "embedding_std": embedding_std(z)}
 

@@ -1,5 +1,6 @@
 """What objectives share that compare two augmented views of an image."""
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -82,6 +83,21 @@ class TwoView(Objective):
         """Returns both views, each [B, H, W, 3] in [0, 1]."""
         views = two_views(rng, images_BHWC, self.recipe, self.image_size)
         return {"view 1": views[:, 0], "view 2": views[:, 1]}
+
+    @abc.abstractmethod
+    def _projector(self):
+        """Returns the module from a readout's vectors to embeddings."""
+
+    def init_head(self, rng: jax.Array) -> PyTree:
+        readout_rng, projector_rng = jax.random.split(rng)
+        readout, vector = self._init_readout(readout_rng)
+        projector = self._projector().init(projector_rng, vector)["params"]
+        return {"readout": readout, "projector": projector}
+
+    def _project(self, head, tokens):
+        """Returns embeddings of tokens [..., T, D]."""
+        vectors = self._readout().apply({"params": head["readout"]}, tokens)
+        return self._projector().apply({"params": head["projector"]}, vectors)
 
     def _readout(self):
         return Readout(self.readout, self.expansion, self.dtype)

@@ -43,23 +43,12 @@ class VICReg(TwoView):
     def _projector(self):
         return Projector((self.hidden, self.hidden, self.out), hidden_bias=True)
 
-    def init_head(self, rng: jax.Array) -> PyTree:
-        readout_rng, projector_rng = jax.random.split(rng)
-        readout, vector = self._init_readout(readout_rng)
-        projector = self._projector().init(projector_rng, vector)["params"]
-        return {"readout": readout, "projector": projector}
-
     def loss(
         self, head: PyTree, stream: jax.Array, targets: PyTree, rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """`vicreg_loss` of tokens [B, 2, T, D]."""
         del targets, rng
-
-        def project(head, tokens):
-            vectors = self._readout().apply({"params": head["readout"]}, tokens)
-            return self._projector().apply({"params": head["projector"]}, vectors)
-
-        z = each_view(project, head, stream)
+        z = each_view(self._project, head, stream)
         return vicreg_loss(z[:, 0], z[:, 1])
 
     def symptoms(self, metrics: dict[str, float], progress: float) -> list[str]:
