@@ -1,6 +1,8 @@
 """Pictures of a run: what the blocks reconstruct, and how their losses fell."""
 
+import collections
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -90,6 +92,50 @@ def losses(rows: list[dict[str, Any]], strategy: str) -> bytes:
     if keys:
         axis.legend(frameon=False, ncols=max(1, len(keys) // 8))
     axis.grid(alpha=0.3)
+    return _png(figure)
+
+
+def comparison(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Draws the linear probe of each config's best block, for each strategy: the mean over seeds, and their range.
+
+    Args:
+      rows: of `blockjax.compare.compare`, with probes.
+
+    Returns:
+      A PNG.
+    """
+    configs, strategies = (
+        [*dict.fromkeys(row[key] for row in rows)] for key in ("config", "strategy")
+    )
+    best, before = collections.defaultdict(list), []
+    for row in rows:
+        accuracy = {probe["features"]: probe["linear"] for probe in row["probes"]}
+        pixels = accuracy.pop("pixels")
+        before.append(accuracy.pop("untrained"))
+        best[row["config"], row["strategy"]].append(max(accuracy.values()))
+    figure, axis = plt.subplots(figsize=(max(4.0, 1.0 + 0.8 * len(configs)), 3.5))
+    width = 0.8 / len(strategies)
+    for i, strategy in enumerate(strategies):
+        found = [
+            (x, best[config, strategy])
+            for x, config in enumerate(configs)
+            if (config, strategy) in best
+        ]
+        places = np.array([x for x, _ in found]) + (i - (len(strategies) - 1) / 2) * width
+        means = np.array([np.mean(values) for _, values in found])
+        spread = [[mean - min(v), max(v) - mean] for mean, (_, v) in zip(means, found, strict=True)]
+        axis.bar(places, means, width, label=strategy, yerr=np.array(spread).T, capsize=2)
+    axis.axhline(
+        float(np.mean(before)), color="gray", linestyle="--", linewidth=1, label="untrained"
+    )
+    axis.axhline(pixels, color="gray", linestyle=":", linewidth=1, label="pixels")
+    axis.set_xticks(range(len(configs)), configs, rotation=30, ha="right")
+    axis.set_ylabel("linear probe, best block")
+    axis.legend(
+        frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize="small"
+    )
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
     return _png(figure)
 
 

@@ -57,7 +57,7 @@ def _main(argv):
     if _CONFIG.value is None:
         raise app.UsageError("--config is missing; try --config configs/quickstart.py")
     logging.set_verbosity(logging.WARNING)
-    _use_compilation_cache()
+    use_compilation_cache()
     _join_processes()
     # After the flags: --help stays quick.
     from blockjax.checkpoint import UnusableCheckpoint
@@ -151,7 +151,7 @@ def _parse_flags(argv):
         sys.exit("error: " + " ".join(str((error.args or [error])[0]).split()))
 
 
-def _use_compilation_cache():
+def use_compilation_cache():
     """Keeps compiled programs between runs; $JAX_COMPILATION_CACHE_DIR chooses where."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "blockjax" / "xla"

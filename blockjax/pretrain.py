@@ -228,7 +228,7 @@ class Pretraining:
 
     def is_logged(self, step: int) -> bool:
         """Whether metrics.jsonl has a row for this step."""
-        return step % self.config.log.every == 0 or step == self.steps
+        return step % self.config.log.every == 0 or step in (1, self.steps)
 
     def _monitored(self, before, done, state, batch):
         """Returns how features differ after these steps, {name: [K]}; {} where nobody looks."""
@@ -237,7 +237,8 @@ class Pretraining:
             return {}
 
         def is_due(step):
-            is_next = step // log.monitor_every > (step - log.every) // log.monitor_every
+            logged = max(0, step - log.every)
+            is_next = step // log.monitor_every > logged // log.monitor_every
             return self.is_logged(step) and (is_next or step == self.steps)
 
         if not any(map(is_due, range(before + 1, done + 1))):

@@ -70,6 +70,10 @@ class BarlowTwins(TwoView):
         z = each_view(self._project, head, stream)
         return redundancy_loss(z[:, 0], z[:, 1], self.off_diagonal)
 
+    def chance(self, metrics: dict[str, float]) -> float:
+        del metrics
+        return float(self.out)
+
     def symptoms(self, metrics: dict[str, float], progress: float) -> list[str]:
         if progress > 0.25 and metrics["dead_share"] > 0.25:
             return [

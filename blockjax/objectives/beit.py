@@ -297,6 +297,10 @@ class Beit(Objective):
             for name, patches in pictures.items()
         }
 
+    def chance(self, metrics: dict[str, float]) -> float:
+        """See `Objective.chance`: what the tokens' frequencies alone give."""
+        return metrics["token_entropy"]
+
     def symptoms(self, metrics: dict[str, float], progress: float) -> list[str]:
         """Says what is wrong with one block, see `Objective.symptoms`."""
         found = []

@@ -77,6 +77,11 @@ class BYOL(MomentumObjective, TwoView):
         loss = regression_loss(predicted, target)
         return loss, {"embedding_std": embedding_std(l2_normalize(predicted))}
 
+    def chance(self, metrics: dict[str, float]) -> float:
+        """Returns 4, the loss of predictions at right angles to their targets; that of a constant is 0."""
+        del metrics
+        return 4.0
+
     def symptoms(self, metrics: dict[str, float], progress: float) -> list[str]:
         del progress
         if metrics["embedding_std"] < 0.05:

@@ -149,6 +149,11 @@ class ContextPrediction(Objective):
         """Returns the tiles of the step with this key, in place, [B, H, W, 3] in [0, 1]."""
         return {"tiles": self.tiles.picture(rng, images_BHWC)}
 
+    def chance(self, metrics: dict[str, float]) -> float:
+        """See `Objective.chance`."""
+        del metrics
+        return math.log(_DIRECTIONS)
+
     def symptoms(self, metrics: dict[str, float], progress: float) -> list[str]:
         """Says what is wrong with one block, see `Objective.symptoms`."""
         found = []

@@ -191,6 +191,11 @@ class Jigsaw(Objective):
             "shuffled": self.tiles.picture(tiles_rng, images_BHWC, order_B9),
         }
 
+    def chance(self, metrics: dict[str, float]) -> float:
+        """See `Objective.chance`."""
+        del metrics
+        return math.log(self.permutations)
+
     def symptoms(self, metrics: dict[str, float], progress: float) -> list[str]:
         """Says what is wrong with one block, see `Objective.symptoms`."""
         found = []

@@ -153,6 +153,11 @@ class MaskedAutoencoder(Objective):
         """Returns predicted patches [B, M, P] at the masked positions, in the targets' scale."""
         return self.decoder.apply({"params": head}, tokens_BTD, visible_BV, masked_BM)
 
+    def chance(self, metrics: dict[str, float]) -> float | None:
+        """See `Objective.chance`: 1, the variance of normalised pixels."""
+        del metrics
+        return 1.0 if self.normalize_pixels else None
+
     def picture(
         self, head: PyTree, tokens_BTD: jax.Array, images_BHWC: jax.Array, order_BN: jax.Array
     ) -> jax.Array:

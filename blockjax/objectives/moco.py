@@ -128,10 +128,14 @@ class MoCo(MomentumObjective, TwoView):
             loss, accuracy = info_nce(queries, keys, self.temperature)
         return loss, {"accuracy": accuracy, "embedding_std": embedding_std(queries)}
 
-    def symptoms(self, metrics: dict[str, float], progress: float) -> list[str]:
-        chance = 4 * self.temperature * math.log(self.batch_size)
+    def chance(self, metrics: dict[str, float]) -> float:
+        del metrics
         if self.queue:
-            chance = math.log(1 + self.queue)
+            return math.log(1 + self.queue)
+        return 4 * self.temperature * math.log(self.batch_size)
+
+    def symptoms(self, metrics: dict[str, float], progress: float) -> list[str]:
+        chance = self.chance(metrics)
         if progress > 0.25 and (metrics["loss"] > chance - 0.01 or metrics["embedding_std"] < 0.05):
             return [
                 f"queries are all alike (the loss of equal embeddings is {chance:.2f}): collapsed; lower "

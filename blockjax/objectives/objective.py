@@ -92,6 +92,14 @@ class Objective(abc.ABC):
         """Returns `loss`, from all that a block owns: its head, and with an extra what it keeps there."""
         return self.loss(params["head"], stream, targets, rng)
 
+    def chance(self, metrics: dict[str, float]) -> float | None:
+        """Returns the loss of a block whose features are the same for every image, or None if only the data know it.
+
+        Args:
+          metrics: those of the block.
+        """
+        del metrics
+
     def symptoms(self, metrics: dict[str, float], progress: float) -> list[str]:
         """Says what is wrong with one block.
 

@@ -138,6 +138,11 @@ class Rotation(Objective):
         rotated = rotations(images_BHWC).astype(jnp.float32) / 255.0
         return {f"rotated {90 * k}": rotated[:, k] for k in range(_TURNS)}
 
+    def chance(self, metrics: dict[str, float]) -> float:
+        """See `Objective.chance`."""
+        del metrics
+        return math.log(_TURNS)
+
     def symptoms(self, metrics: dict[str, float], progress: float) -> list[str]:
         """Says what is wrong with one block, see `Objective.symptoms`."""
         accuracy = metrics["accuracy"]

@@ -64,8 +64,12 @@ class SimCLR(TwoView):
         loss, accuracy = nt_xent(z, self.temperature)
         return loss, {"accuracy": accuracy, "embedding_std": embedding_std(z)}
 
+    def chance(self, metrics: dict[str, float]) -> float:
+        del metrics
+        return math.log(2 * self.batch_size - 1)
+
     def symptoms(self, metrics: dict[str, float], progress: float) -> list[str]:
-        chance = math.log(2 * self.batch_size - 1)
+        chance = self.chance(metrics)
         if progress > 0.25 and metrics["loss"] > chance - 0.01:
             return [
                 f"the loss is that of embeddings which are all equal, log(2 batch - 1) = {chance:.2f}: collapsed; "

@@ -1,6 +1,7 @@
 """VICReg (arXiv 2105.04906): views agree, every dimension keeps its variance, and dimensions are uncorrelated."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ PyTree = Any
 
 # Weights of the three terms (facebookresearch/vicreg).
 INVARIANCE, VARIANCE, COVARIANCE = 25.0, 25.0, 1.0
+_EPSILON = 1e-4  # added to variances (the same code)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,10 @@ class VICReg(TwoView):
         z = each_view(self._project, head, stream)
         return vicreg_loss(z[:, 0], z[:, 1])
 
+    def chance(self, metrics: dict[str, float]) -> float:
+        del metrics
+        return VARIANCE * (1.0 - math.sqrt(_EPSILON))
+
     def symptoms(self, metrics: dict[str, float], progress: float) -> list[str]:
         if progress > 0.25 and metrics["variance"] > 0.9:
             return [
@@ -80,7 +86,7 @@ def vicreg_loss(
     for z in (first, second):
         z = z - z.mean(axis=0, keepdims=True)
         variances = jnp.square(z).sum(axis=0) / (count - 1)
-        variance += jax.nn.relu(1.0 - jnp.sqrt(variances + 1e-4)).mean() / 2
+        variance += jax.nn.relu(1.0 - jnp.sqrt(variances + _EPSILON)).mean() / 2
         products = z.T @ z / (count - 1)
         off = jnp.square(products).sum() - jnp.square(jnp.diagonal(products)).sum()
         covariance += off / width

@@ -1,0 +1,180 @@
+"""Trains several configs, each under several strategies and seeds, and shows side by side what their blocks learned.
+
+    python -m blockjax.compare configs/simclr.py configs/rotation.py --workdir runs/compare
+
+One run after another; each has a folder of its own in the workdir, as `python -m blockjax.main` leaves it. Stopped, the
+same command goes on where it was. After each run comparison.md, comparison.json and comparison.png are written anew.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from blockjax import figures
+from blockjax.checkpoint import UnusableCheckpoint
+from blockjax.main import load_config, use_compilation_cache
+from blockjax.memory.profiles import DoesNotFit
+from blockjax.pretrain import Interrupted, Pretraining
+from blockjax.variants import OPTIONS, vary
+from blockjax.writers import read_metrics, write_bytes_atomic, write_json_atomic
+
+_SUMMARY = "summary.json"  # a run writes it last
+
+
+def main() -> None:
+    """Reads the flags, and runs and compares."""
+    parser = argparse.ArgumentParser(
+        prog="python -m blockjax.compare",
+        description=__doc__,
+        epilog=f"options of strategies: {OPTIONS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("configs", nargs="+", help="config files, with :arguments if they take any")
+    parser.add_argument("--workdir", required=True, help="folder of the runs and the comparison")
+    parser.add_argument(
+        "--strategies",
+        default="blockwise,end_to_end",
+        help="with commas between (default: %(default)s)",
+    )
+    parser.add_argument("--seeds", default="0", help="with commas between (default: %(default)s)")
+    arguments = parser.parse_args()
+    logging.set_verbosity(logging.WARNING)
+    use_compilation_cache()
+    try:
+        seeds = [int(seed) for seed in arguments.seeds.split(",")]
+        compare(arguments.configs, arguments.strategies.split(","), seeds, arguments.workdir)
+    except Interrupted as stop:
+        sys.exit(str(stop))
+    except (ValueError, FloatingPointError, DoesNotFit, UnusableCheckpoint) as error:
+        sys.exit(f"error: {error}")
+
+
+def compare(
+    files: Sequence[str],
+    strategies: Sequence[str],
+    seeds: Sequence[int],
+    workdir: str | os.PathLike,
+) -> list[dict[str, Any]]:
+    """Trains what is not trained yet, and writes the comparison.
+
+    Args:
+      files: config files, as `--config` takes them.
+      strategies: as `blockjax.variants.vary` takes them.
+      seeds: of weights, masks, views and the order of images.
+      workdir: where the runs' folders are.
+
+    Returns:
+      A row for each run, see `row_of`.
+
+    Raises:
+      ValueError: two files have one name, or a config or its data cannot be used; before anything is trained.
+    """
+    names = [Path(file.partition(":")[0]).stem for file in files]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"the configs {', '.join(files)} have one name twice; copy one to a file of another name"
+        )
+    runs = [
+        (name, file, strategy, seed)
+        for (name, file), strategy, seed in itertools.product(
+            zip(names, files, strict=True), strategies, seeds
+        )
+    ]
+    for run in runs:  # all are checked before any is trained
+        _open(*run, workdir)
+    rows, seconds = [], []
+    for number, (name, file, strategy, seed) in enumerate(runs, start=1):
+        run = _open(name, file, strategy, seed, workdir)
+        if not (run.workdir / _SUMMARY).exists():
+            left = statistics.mean(seconds) * (len(runs) - number + 1) if seconds else None
+            about = "" if left is None else f"; about {max(1, round(left / 60))} min left"
+            print(f"\n{number} of {len(runs)}: {name}, {strategy}, seed {seed}{about}", flush=True)
+            start = time.monotonic()
+            run.run()
+            seconds.append(time.monotonic() - start)
+        rows.append({"config": name, "strategy": strategy, "seed": seed} | row_of(run))
+        write_json_atomic(Path(workdir) / "comparison.json", rows)
+        write_bytes_atomic(Path(workdir) / "comparison.md", table(rows).encode())
+        if all(row["probes"] for row in rows):
+            write_bytes_atomic(Path(workdir) / "comparison.png", figures.comparison(rows))
+    print("\n" + table(rows), flush=True)
+    return rows
+
+
+def _open(name, file, strategy, seed, workdir):
+    config = vary(load_config(file), strategy)
+    config.seed = seed
+    return Pretraining(config, Path(workdir) / f"{name}-{strategy}-{seed}")
+
+
+def row_of(run: Pretraining) -> dict[str, Any]:
+    """Returns what the files of a finished run say.
+
+    Returns:
+      {"steps", "batch_size", "seconds"; "first" and "last": the losses of all blocks at the first and the last step;
+      "chance": see `Objective.chance`; "rank" and "std": the least `effective_rank` and `feature_std` of all blocks at
+      the last step; "probes": see `blockjax.evaluate.probe_blocks`}.
+    """
+    summary = json.loads((run.workdir / _SUMMARY).read_text())
+    metrics = read_metrics(run.workdir / "metrics.jsonl")
+    last = metrics[-1]
+    of_last_block = {
+        key.partition("/")[2]: value for key, value in last.items() if key.startswith("block_")
+    }
+    return {
+        "steps": summary["steps"],
+        "batch_size": run.config.batch_size,
+        "seconds": summary["seconds"],
+        "first": _of_blocks(metrics[0], "loss"),
+        "last": _of_blocks(last, "loss"),
+        "chance": run.learner.objective.chance(of_last_block),
+        "rank": min(_of_blocks(last, "effective_rank"), default=None),
+        "std": min(_of_blocks(last, "feature_std"), default=None),
+        "probes": summary["probes"],
+    }
+
+
+def _of_blocks(row, metric):
+    return [value for key, value in row.items() if key.endswith(f"/{metric}")]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns rows of `compare` as a table in Markdown; losses and probes of blocks are in order of depth."""
+    head = (
+        *("config", "strategy", "seed", "steps x images", "loss, first", "loss, last", "chance"),
+        *("least rank", "kNN, best", "untrained, linear", "linear probe", "best"),
+    )
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        probes = {probe["features"]: probe for probe in row["probes"]}
+        blocks = [probe for name, probe in probes.items() if name.startswith("block_")]
+        cells = [row["config"], row["strategy"], str(row["seed"])]
+        cells += [f"{row['steps']} x {row['batch_size']}"]
+        cells += [_figures(row["first"], 2), _figures(row["last"], 2)]
+        cells += [_figures([row["chance"]], 2), _figures([row["rank"]], 1)]
+        cells += [_figures([max((probe["knn"] for probe in blocks), default=None)], 3)]
+        cells += [_figures([probes["untrained"]["linear"]] if probes else [], 3)]
+        linear = [probe["linear"] for probe in blocks]
+        cells += [_figures(linear, 3), _figures([max(linear, default=None)], 3)]
+        lines.append("| " + " | ".join(cells) + " |")
+    if rows and rows[0]["probes"]:
+        pixels = rows[0]["probes"][0]
+        lines += ["", f"Raw pixels: kNN {pixels['knn']:.3f}, linear probe {pixels['linear']:.3f}."]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(values, digits):
+    return " ".join("-" if value is None else f"{value:.{digits}f}" for value in values) or "-"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""MAE as small as the recipes of the other objectives, to compare it with them; configs/quickstart.py is tuned longer.
+
+    python -m blockjax.main --config configs/mae.py --workdir runs/mae
+
+trains four blocks on the embedded images, on a CPU; :strategy=end_to_end is the twin under global backpropagation. For
+ImageNet, on a pod or a large server (not trained here, so no accuracy is claimed), with the hyperparameters and the
+light decoder of configs/bim.py:
+
+    python -m blockjax.main --config configs/mae.py:model=b16,strategy=blockwise,blocks=4
+
+More arguments: size, data, batch, epochs, steps. The loss starts at the mean square of the pixels, as the small recipe
+does not normalise patches; with normalised ones it starts at 1.
+"""
+
+from blockjax.recipes import recipe
+
+
+def get_config(argument=None):
+    """Returns the config of MAE, small or for ImageNet."""
+    config = recipe(
+        argument, "mae", batch=4096, epochs=800.0, base_learning_rate=1.5e-4, weight_decay=0.05
+    )
+    if config.model.image_size <= 64:  # as in the quickstart
+        config.mask.ratio = 0.625
+        config.decoder.width = 64
+        config.decoder.fraction = 0.5
+        config.loss.normalize_pixels = False
+    return config
