@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m blockjax.benchmark", description=__doc__, epilog=f"options: {OPTIONS}"
     )
-    parser.add_argument("benchmark", choices=("step", "pipeline", "stages"))
+    parser.add_argument("benchmark", choices=("step", "prepare", "pipeline", "stages"))
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--rounds", type=int, default=10, help="how often each variant is timed")
     parser.add_argument(
@@ -57,6 +57,8 @@ def main() -> None:
         config = load_config(arguments.config)
         if arguments.benchmark == "step":
             step(config, arguments.rounds, arguments.strategies.split(","))
+        elif arguments.benchmark == "prepare":
+            preparation(config, arguments.rounds)
         else:
             pipeline(config, arguments.rounds)
     except ValueError as error:
@@ -80,6 +82,22 @@ def step(config: ml_collections.ConfigDict, rounds: int, strategies: Sequence[st
             [name, round(1000 * t), t / base, round(runners[name].temp / MIB)]
             for name, t in medians.items()
         ],
+    )
+
+
+def preparation(config: ml_collections.ConfigDict, rounds: int) -> None:
+    """Prints what the objective's views, tiles or masks take of a step, of which they are a part: medians, in turns."""
+    runner = _Runner(config)
+    runner.preparation_seconds()  # compiles
+    times = {"prepare": [], "step": []}
+    for _ in range(rounds):
+        times["prepare"].append(runner.preparation_seconds())
+        times["step"].append(runner.seconds())
+    made, whole = (float(np.median(seconds)) for seconds in times.values())
+    render_table(
+        f"{config.objective}: what is made of a batch of {config.batch_size}, {jax.devices()[0].device_kind}",
+        ["prepare ms", "step ms", "share"],
+        [[round(1000 * made, 1), round(1000 * whole, 1), f"{made / whole:.1%}"]],
     )
 
 
@@ -144,6 +162,9 @@ class _Runner:
         self._key = jax.device_put(
             jax.random.key(1), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         )
+        self._prepare, self._images = jax.jit(learner.objective.prepare), {"image": images}
+        fitted = self._state.fitted
+        self._fitted = () if fitted is None else (np.asarray(fitted),)
         self.seconds()  # the first step warms up
 
     def seconds(self):
@@ -151,6 +172,12 @@ class _Runner:
         self._state, _ = self._step(self._state, self._batch, self._key)
         jax.block_until_ready(self._state)
         return (time.perf_counter() - start) / self._batches
+
+    def preparation_seconds(self):
+        """Measures `Objective.prepare` by itself."""
+        start = time.perf_counter()
+        jax.block_until_ready(self._prepare(jax.random.key(1), self._images, *self._fitted))
+        return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -50,12 +50,19 @@ def main() -> None:
     logging.set_verbosity(logging.WARNING)
     use_compilation_cache()
     try:
-        seeds = [int(seed) for seed in arguments.seeds.split(",")]
+        seeds = _integers(arguments.seeds)
         compare(arguments.configs, arguments.strategies.split(","), seeds, arguments.workdir)
     except Interrupted as stop:
         sys.exit(str(stop))
     except (ValueError, FloatingPointError, DoesNotFit, UnusableCheckpoint) as error:
         sys.exit(f"error: {error}")
+
+
+def _integers(text):
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds {text} should be integers with commas between") from None
 
 
 def compare(

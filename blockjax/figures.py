@@ -2,7 +2,7 @@
 
 import collections
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ def reconstruction(
         inputs, targets = objective.prepare(rng, {"image": images})
         order = targets["positions"]
         tokens = learner.vit.stem(state.stem.params, inputs)
-        rows = [objective.masked_picture(tokens, images, order)]
+        rows = [objective.visible_picture(images, order)]
         for k in range(learner.rows):
             params = jax.device_put(read_row(state.blocks.params, k), jax.memory.Space.Device)
             if (enter := objective.enter(k)) is not None:
@@ -53,7 +53,7 @@ def reconstruction(
     blocks = (
         [f"block {k}" for k in range(1, learner.rows + 1)] if learner.rows > 1 else ["end to end"]
     )
-    return _grid(dict(zip(["image", "visible", *blocks], rows, strict=True)))
+    return grid(dict(zip(["image", "visible", *blocks], rows, strict=True)))
 
 
 def views(learner: Learner, state: TrainState, images_BHWC: np.ndarray, rng: jax.Array) -> bytes:
@@ -69,7 +69,22 @@ def views(learner: Learner, state: TrainState, images_BHWC: np.ndarray, rng: jax
         return replicated(learner.objective.views(rng, images, *known), mesh)
 
     rows = jax.device_get(draw(state.fitted, images_BHWC))
-    return _grid({"image": images_BHWC / 255.0, **rows})
+    return grid({"image": images_BHWC / 255.0, **rows})
+
+
+def grid(rows: Mapping[str, np.ndarray]) -> bytes:
+    """Draws rows of images, {name: [B, H, W, 3] in [0, 1]}, all with the same B; returns a PNG."""
+    columns = len(next(iter(rows.values())))
+    figure, axes = plt.subplots(len(rows), columns, figsize=(columns, len(rows)), squeeze=False)
+    for row_axes, (name, row) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(row_axes, row, strict=True):
+            axis.imshow(image, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        row_axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    figure.subplots_adjust(wspace=0.05, hspace=0.05)
+    return _png(figure)
 
 
 def losses(rows: list[dict[str, Any]], strategy: str) -> bytes:
@@ -136,21 +151,6 @@ def comparison(rows: Sequence[dict[str, Any]]) -> bytes:
     )
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
-    return _png(figure)
-
-
-def _grid(rows):
-    """Draws rows of images, {name: [B, H, W, 3] in [0, 1]}."""
-    columns = len(next(iter(rows.values())))
-    figure, axes = plt.subplots(len(rows), columns, figsize=(columns, len(rows)), squeeze=False)
-    for row_axes, (name, row) in zip(axes, rows.items(), strict=True):
-        for axis, image in zip(row_axes, row, strict=True):
-            axis.imshow(image, interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-        row_axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    figure.subplots_adjust(wspace=0.05, hspace=0.05)
     return _png(figure)
 
 

@@ -29,6 +29,19 @@ def test_step_times_are_ratios_to_the_first(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("objective", ["simclr", "beit"])  # with views, and with something fitted
+def test_what_preparation_takes_of_a_step(objective, capsys):
+    config = tiny_config(
+        objective=objective, **{"mesh.data": -1, "mask.ratio": None, "tokenizer.codes": 6}
+    )
+    benchmark.preparation(config, 2)
+    ((made, (whole, share)),) = [
+        item for item in rows(capsys.readouterr().out).items() if item[0][0].isdigit()
+    ]
+    assert float(share.rstrip("%")) == pytest.approx(100 * float(made) / float(whole), rel=0.1)
+
+
+@pytest.mark.slow
 def test_the_pipeline_beside_the_step(capsys):
     benchmark.pipeline(tiny_config(**{"mesh.data": -1}), 1)
     ((made, (taken, ratio)),) = [

@@ -94,7 +94,7 @@ class MaskedAutoencoder(Objective):
           patches become masked from the end, and the patches that some block decodes, in this order.
         """
         patches_BNP = patchify(batch["image"], self.patch_size)
-        order_BN = random_order(rng, *patches_BNP.shape[:2])
+        order_BN = self._order(rng, len(patches_BNP))
 
         def taken(start, stop):
             return jnp.take_along_axis(patches_BNP, order_BN[:, start:stop, None], axis=1)
@@ -179,13 +179,17 @@ class MaskedAutoencoder(Objective):
             predictions = predictions * std + mean
         return self._assemble(jnp.concatenate([true[:, :visible], predictions], axis=1), order_BN)
 
-    def masked_picture(
-        self, tokens_BTD: jax.Array, images_BHWC: jax.Array, order_BN: jax.Array
-    ) -> jax.Array:
-        """What the block sees: the visible patches on grey, [B, H, W, 3] in [0, 1]; arguments as in `picture`."""
-        visible = tokens_BTD.shape[1] - 1
+    def views(self, rng: jax.Array, images_BHWC: jax.Array) -> dict[str, jax.Array]:
+        """Returns what block 1 sees in the step with this key: the visible patches on grey, [B, H, W, 3] in [0, 1]."""
+        return {"visible": self.visible_picture(images_BHWC, self._order(rng, len(images_BHWC)))}
+
+    def visible_picture(self, images_BHWC: jax.Array, order_BN: jax.Array) -> jax.Array:
+        """Returns block 1's visible patches on grey, [B, H, W, 3] in [0, 1]; arguments as in `picture`."""
         patches = self._ordered(images_BHWC, order_BN)
-        return self._assemble(patches.at[:, visible:].set(0.0), order_BN)
+        return self._assemble(patches.at[:, self.visible[0] :].set(0.0), order_BN)
+
+    def _order(self, rng, images):
+        return random_order(rng, images, self.grid[0] * self.grid[1])
 
     def _ordered(self, images_BHWC, order_BN):
         patches_BNP = standardize(patchify(images_BHWC, self.patch_size))

@@ -17,8 +17,8 @@ SMALL = 64
 class Objective(abc.ABC):
     """A pretext task: how images become encoder inputs and targets, and what a block's loss is.
 
-    Subclasses are frozen dataclasses of hyperparameters. They define `from_config`, `init_head`, `prepare` and `loss`;
-    the rest has defaults. Every array of inputs, stream and targets has the images as its leading axis; views,
+    Subclasses are frozen dataclasses of hyperparameters. They define `from_config`, `init_head`, `prepare`, `loss` and
+    `views`; the rest has defaults. Every array of inputs, stream and targets has the images as its leading axis; views,
     rotations or tiles of an image follow, so that they stay on one device where a batch is split.
 
     Attributes:
@@ -91,6 +91,12 @@ class Objective(abc.ABC):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns `loss`, from all that a block owns: its head, and with an extra what it keeps there."""
         return self.loss(params["head"], stream, targets, rng)
+
+    @abc.abstractmethod
+    def views(
+        self, rng: jax.Array, images_BHWC: jax.Array, *fitted: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Returns what `prepare` makes of uint8 images with this key as pictures, {name: [B, H, W, 3] in [0, 1]}."""
 
     def chance(self, metrics: dict[str, float]) -> float | None:
         """Returns the loss of a block whose features are the same for every image, or None if only the data know it.

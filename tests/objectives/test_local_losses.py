@@ -2,6 +2,7 @@
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -117,6 +118,36 @@ def test_end_to_end_is_one_loss(name):
     # The head trains, and so does the first layer, through all others.
     moments = state.blocks.opt_state[0].mu
     assert float(np.abs(moments["layers"]["mlp"]["Dense_0"]["kernel"][0, 0]).max()) > 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["simclr", "moco", "barlow_twins", "vicreg", "rotation", "context"]
+)
+def test_chance_is_the_loss_of_features_that_are_alike(name):
+    learner = learner_of(name)
+    objective, state = learner.objective, start_of(learner)
+    inputs, targets = objective.prepare(jax.random.key(0), {"image": images()})
+    params = jax.tree.map(lambda leaf: leaf[0], state.blocks.params)
+    # Images and views alike, but the tokens of one not.
+    token = jax.random.normal(jax.random.key(2), (5, 32))
+    stream = jnp.broadcast_to(token, (*inputs["patches"].shape[:2], 5, 32))
+    if name == "moco":
+        head = {**params["head"], "target": params["head"]}
+        stream = {"online": stream, "target": stream}
+    else:
+        head = params["head"]
+    loss, metrics = objective.loss(head, stream, targets, jax.random.key(3))
+    assert float(loss) == pytest.approx(objective.chance({**metrics, "loss": loss}), rel=0.02)
+
+
+def test_chance_that_is_known_without_features():
+    assert learner_of("mae").objective.chance({}) == 1.0
+    assert learner_of("mae", **{"loss.normalize_pixels": False}).objective.chance({}) is None
+    assert learner_of("byol").objective.chance({}) == 4.0
+    assert learner_of("jigsaw").objective.chance({}) == pytest.approx(np.log(10))
+    assert learner_of("beit").objective.chance({"token_entropy": 1.5}) == 1.5
+    assert learner_of("moco", **{"momentum.queue": 16}).objective.chance({}) == np.log(17)
 
 
 @pytest.mark.parametrize("name", ["barlow_twins", "simclr", "jigsaw"])

@@ -1,0 +1,123 @@
+"""Runs side by side: what the comparison holds, and that it goes on where it was stopped."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blockjax import compare as compare_lib
+from blockjax.pretrain import Interrupted, Pretraining
+from tests.tiny import images
+
+CONFIG = """
+from tests.tiny import tiny_config
+def get_config(argument=None):
+    return tiny_config(**{{"objective": "{objective}", "steps": 3, "mask.ratio": None, "mesh.data": -1,
+                          "data.flip": False, "data.crop_scale": (1.0, 1.0),
+                          "data.source": "arrays:{data}", "blocks": {blocks}}})
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two config files on a few images."""
+    data = tmp_path / "squares.npz"
+    np.savez(data, images=images(40), labels=np.arange(40) % 4)
+
+    def write(name, objective, blocks=2):
+        path = tmp_path / f"{name}.py"
+        path.write_text(CONFIG.format(objective=objective, data=data, blocks=blocks))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.slow
+def test_a_comparison_has_a_row_for_each_run_and_goes_on_where_it_stopped(
+    files, tmp_path, monkeypatch
+):
+    configs, workdir = [files("mae", "mae"), files("turns", "rotation")], tmp_path / "out"
+    trained = []
+
+    def run(self):
+        trained.append(self.workdir.name)
+        if len(trained) == 3:
+            raise Interrupted("stopped")
+        return whole_run(self)
+
+    whole_run = Pretraining.run
+    monkeypatch.setattr(Pretraining, "run", run)
+    strategies = ["blockwise", "end_to_end+remat"]
+    with pytest.raises(Interrupted):
+        compare_lib.compare(configs, strategies, [0, 1], workdir)
+    assert len(json.loads((workdir / "comparison.json").read_text())) == 2
+    rows = compare_lib.compare(configs, strategies, [0, 1], workdir)
+
+    names = [
+        f"{config}-{strategy}-{seed}"
+        for config in ("mae", "turns")
+        for strategy in strategies
+        for seed in (0, 1)
+    ]
+    assert trained == [*names[:3], *names[2:]]  # what was done is not done again
+    assert [f"{row['config']}-{row['strategy']}-{row['seed']}" for row in rows] == names
+    assert json.loads((workdir / "comparison.json").read_text()) == rows
+    for row in rows:
+        losses = 1 if "end_to_end" in row["strategy"] else 2
+        assert len(row["first"]) == len(row["last"]) == losses
+        assert row["chance"] == pytest.approx(np.log(4) if row["config"] == "turns" else 1.0)
+        assert [probe["features"] for probe in row["probes"][2:]] == ["block_1", "block_2"]
+    assert rows[4]["first"] == pytest.approx([np.log(4)] * 2, abs=0.1)  # of the very first step
+    assert rows[0]["last"] != rows[1]["last"]  # another seed
+    saved = json.loads((workdir / "turns-end_to_end+remat-1" / "config.json").read_text())
+    assert (saved["seed"], saved["strategy"], saved["remat"]) == (1, "end_to_end", "layer")
+    lines = (workdir / "comparison.md").read_text().splitlines()
+    assert sum(line.startswith(("| mae |", "| turns |")) for line in lines) == len(rows)
+    with Image.open(workdir / "comparison.png") as picture:
+        assert min(picture.size) > 100
+
+
+def test_the_table_has_the_figures_of_each_block():
+    probes = [("pixels", 0.1, 0.2), ("untrained", 0.3, 0.4), ("block_1", 0.5, 0.7)]
+    probes = [{"features": f, "knn": k, "linear": x} for f, k, x in probes]
+    probes.append({"features": "block_2", "knn": 0.65, "linear": 0.6})
+    row = {"config": "a", "strategy": "blockwise", "seed": 3, "steps": 5, "batch_size": 8}
+    row |= {
+        "first": [1.0, 2.0],
+        "last": [0.5, 0.25],
+        "chance": None,
+        "rank": 4.04,
+        "probes": probes,
+    }
+    unlabelled = {**row, "config": "b", "chance": 1.386, "rank": None, "probes": []}
+    text = compare_lib.table([row, unlabelled])
+    assert (
+        "| a | blockwise | 3 | 5 x 8 | 1.00 2.00 | 0.50 0.25 | - | 4.0 | 0.650 | 0.400 | 0.700 0.600 | 0.700 |"
+        in text
+    )
+    assert (
+        "| b | blockwise | 3 | 5 x 8 | 1.00 2.00 | 0.50 0.25 | 1.39 | - | - | - | - | - |" in text
+    )
+    assert "Raw pixels: kNN 0.100, linear probe 0.200." in text
+
+
+def test_nothing_is_trained_before_all_configs_are_found_good(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(Pretraining, "run", lambda self: pytest.fail("trained"))
+    good, bad = files("good", "mae"), files("bad", "mae", blocks=3)
+    with pytest.raises(ValueError, match="blocks"):
+        compare_lib.compare([good, bad], ["blockwise"], [0], tmp_path / "out")
+    with pytest.raises(ValueError, match="have one name twice"):
+        compare_lib.compare([good, f"{good}:x=1"], ["blockwise"], [0], tmp_path / "out")
+
+
+def test_bad_arguments_are_one_sentence(files, tmp_path, monkeypatch):
+    for arguments, message in (
+        (["nowhere.py"], "nowhere.py: there is no such file"),
+        ([files("good", "mae"), "--strategies", "blockwise+rematt"], "option 'rematt' is unknown"),
+        ([files("good", "mae"), "--seeds", "0,x"], "--seeds 0,x"),
+    ):
+        monkeypatch.setattr("sys.argv", ["compare", *arguments, "--workdir", str(tmp_path / "out")])
+        with pytest.raises(SystemExit, match=re.escape(message)):
+            compare_lib.main()
