@@ -12,8 +12,10 @@ import numpy as np
 from blockjax import stages as stages_lib
 from blockjax.data.pipeline import train_batches
 from blockjax.data.sources import open_source
+from blockjax.kernels.masked_reconstruction import benchmark as kernel_lib
 from blockjax.main import load_config
 from blockjax.memory.profiles import MIB, compile_step, prepare
+from blockjax.memory.targets import parse_target
 from blockjax.progress import render_table
 from blockjax.variants import OPTIONS, vary
 
@@ -33,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m blockjax.benchmark", description=__doc__, epilog=f"options: {OPTIONS}"
     )
-    parser.add_argument("benchmark", choices=("step", "prepare", "pipeline", "stages"))
+    parser.add_argument("benchmark", choices=("step", "prepare", "pipeline", "stages", "kernel"))
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--rounds", type=int, default=10, help="how often each variant is timed")
     parser.add_argument(
@@ -41,6 +43,14 @@ def main() -> None:
         default=",".join(STRATEGIES),
         help="of step, with commas between; all are compared with the first (default: %(default)s)",
     )
+    for name, default, text in (
+        ("targets", "local", "devices to compile for, with commas between: h100, v5e, ..."),
+        ("shapes", ",".join(kernel_lib.SHAPES), "of batches of patches, with commas between"),
+        ("cases", ";".join(kernel_lib.CASES), "dtypes and normalisation, with semicolons between"),
+    ):
+        parser.add_argument(
+            f"--{name}", default=default, help=f"of kernel: {text} (default: %(default)s)"
+        )
     for name, default, text in (
         ("stages", 4, "how many"),
         ("batches", 32, "how many from filling to draining the pipeline"),
@@ -53,6 +63,13 @@ def main() -> None:
     try:
         if arguments.benchmark == "stages":
             stages(arguments.stages, arguments.batches, arguments.blocks)
+            return
+        if arguments.benchmark == "kernel":
+            kernel(
+                arguments.targets.split(","),
+                arguments.shapes.split(","),
+                arguments.cases.split(";"),
+            )
             return
         config = load_config(arguments.config)
         if arguments.benchmark == "step":
@@ -145,6 +162,29 @@ def stages(count: int, batches: int, blocks: int) -> None:
             for name, run in runs.items()
         ],
     )
+
+
+def kernel(targets: Sequence[str], shapes: Sequence[str], cases: Sequence[str]) -> None:
+    """Prints for each implementation of the masked reconstruction loss what it moves and, on a device, its time."""
+    for target in targets:
+        rows, bandwidth = [], parse_target(target).bandwidth
+        head = ["shape", "predictions, targets", "pass", "implementation", "moved MB", "/ least"]
+        head += ["temp MB", "floor ms"]
+        for row in kernel_lib.run(target, shapes, cases):
+            print(
+                f"{target}: {row.shape}, {row.case}, {row.part}, {row.implementation}", flush=True
+            )
+            rows.append([row.shape, row.case, row.part])
+            rows[-1] += [row.implementation + (" (kernel)" if row.kernel else "")]
+            rows[-1] += [round(row.moved / 1e6, 1), f"{row.moved / row.least:.2f}"]
+            rows[-1] += [round(row.temp / 1e6, 1)]
+            rows[-1] += ["-" if bandwidth is None else f"{1e3 * row.moved / bandwidth:.3f}"]
+            if row.seconds is not None:
+                rows[-1] += [f"{1e3 * row.seconds:.3f}", f"{row.copy_fraction:.0%}"]
+                rows[-1] += [f"{row.error:.1e}"]
+        if rows and len(rows[0]) > len(head):
+            head += ["ms", "of a copy's speed", "error"]
+        render_table(f"masked reconstruction loss, {target}", head, rows)
 
 
 class _Runner:

@@ -1,6 +1,5 @@
 """What a config describes, put together: encoder, objective and optimizer as a train step and its first state."""
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -143,7 +142,7 @@ class Learner:
             out_shardings=(formats, replicated),
         )
         key = jax.eval_shape(lambda: jax.random.key(0))
-        with jax.set_mesh(mesh) if several else contextlib.nullcontext():
+        with jax.set_mesh(mesh):  # pipelined, and kernels, ask for it
             return step.trace(state, batch, key)
 
     def place(self, mesh: Mesh, batches: Sequence[np.ndarray]) -> PyTree:

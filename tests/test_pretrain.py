@@ -366,7 +366,12 @@ def test_images_without_labels_pretrain(tmp_path, capsys):
     summary = Pretraining(config, tmp_path / "run").run()
     assert summary["probes"] == []
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [5, 10, 12]  # the last step is always written
+    assert [row["step"] for row in rows] == [
+        1,
+        5,
+        10,
+        12,
+    ]  # the first and the last are always written
     out = capsys.readouterr().out
     assert "has no labels; pretraining does not need them" in out and "resume" not in out
     assert (tmp_path / "run" / "figures" / "reconstruction.png").exists()

@@ -1,23 +1,19 @@
 """What the devices of a compiled step say to each other: how often, and how many bytes."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterator
 
+from blockjax.memory.hlo import array_bytes, computations
+
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
-# "%body.7 (p: (s32[], f32[8])) -> (s32[], f32[8]) {" begins a computation, "ENTRY %main ..." the program.
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 # "%ar.1 = f32[8,4]{1,0} all-reduce(%x), ..."; the shape may be a tuple, and "-start" begins an asynchronous pair.
 _COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\(")
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\]")
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LIMIT = re.compile(r" = s32\[\][^ ]* constant\((\d+)\)")
 _REFERENCE = re.compile(r"%([\w.\-]+)")
-
-_BITS = {"pred": 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,32 +40,21 @@ def read_collectives(program: str) -> list[Collective]:
     Args:
       program: the text, `compiled.as_text()`.
     """
-    computations, entry = _computations(program)
+    found, entry = computations(program)
     if entry is None:
         return []
-    turns = dict.fromkeys(computations, 0)
+    turns = dict.fromkeys(found, 0)
     turns[entry] = 1
     # A computation stands in the text before those that use it.
-    for name in reversed(computations):
-        for used, times in _uses(computations[name], computations):
+    for name in reversed(found):
+        for used, times in _uses(found[name], found):
             turns[used] += turns[name] * times
     return [
         Collective(kind, size, turns[name])
-        for name, lines in computations.items()
+        for name, lines in found.items()
         for kind, size in map(_collective, lines)
         if kind and turns[name]
     ]
-
-
-def _computations(program):
-    found, entry, lines = {}, None, None
-    for line in program.splitlines():
-        if begin := _COMPUTATION.match(line):
-            lines = found.setdefault(begin[2], [])
-            entry = begin[2] if begin[1] else entry
-        elif lines is not None:
-            lines.append(line)
-    return found, entry
 
 
 def _uses(lines, computations) -> Iterator[tuple[str, int]]:
@@ -90,16 +75,9 @@ def _collective(line):
     found = _COLLECTIVE.search(line)
     if not found:
         return None, 0
-    sizes = [_bytes(kind, shape) for kind, shape in _ARRAY.findall(found[1])]
+    sizes = array_bytes(found[1])
     if found[3] and found[2] == "collective-permute":
         sizes = sizes[1:2]  # the operand, the result and what synchronizes
     elif found[3] and found[2] != "all-reduce":
         sizes = sizes[len(sizes) // 2 :]  # the operands and the results
     return found[2], sum(sizes)
-
-
-def _bytes(kind, shape):
-    bits = _BITS.get(kind)
-    if bits is None:
-        bits = int(re.search(r"\d+", kind)[0])  # f32, bf16, s8, f8e4m3fn, u4
-    return math.prod(int(n) for n in shape.split(",") if n) * bits // 8

@@ -12,14 +12,14 @@ from jax.experimental import topologies
 
 GIB = 2**30
 
-# Smallest slice that libtpu describes, and high-bandwidth memory of one device in GiB
+# Smallest slice that libtpu describes, and high-bandwidth memory of one device: GiB, and bytes a second
 # (https://cloud.google.com/tpu/docs/system-architecture-tpu-vm). A tpu7x chip is two devices.
 _TPUS = {
-    "v4": ("2x2x1", 32),
-    "v5e": ("2x2", 16),
-    "v5p": ("2x2x1", 95),
-    "v6e": ("2x2", 32),
-    "tpu7x": ("2x2x1", 96),
+    "v4": ("2x2x1", 32, 1228e9),
+    "v5e": ("2x2", 16, 819e9),
+    "v5p": ("2x2x1", 95, 2765e9),
+    "v6e": ("2x2", 32, 1638e9),
+    "tpu7x": ("2x2x1", 96, 3690e9),
 }
 
 
@@ -118,6 +118,13 @@ class Target:
         if self.kind == "gpu":
             return int(_GPUS[self.model].memory * _GPU_FRACTION)
         return None
+
+    @property
+    def bandwidth(self) -> float | None:
+        """Bytes a second between a device and its memory, by its data sheet; None for local."""
+        if self.kind == "tpu":
+            return _TPUS[self.model][2]
+        return _GPUS[self.model].bandwidth if self.kind == "gpu" else None
 
     def environment(self) -> dict[str, str]:
         """Environment variables of the process that compiles for it; XLA reads them when it starts."""

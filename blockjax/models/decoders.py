@@ -62,7 +62,7 @@ class CrossAttentionDecoder(Decoder):
           masked_BM: positions of the patches to decode.
 
         Returns:
-          Predicted patches [B, M, P], float32.
+          Predicted patches [B, M, P], in the dtype of activations.
         """
         del visible_BV
         context = layer_norm(self.dtype, "norm")(tokens_BTD)
@@ -73,7 +73,7 @@ class CrossAttentionDecoder(Decoder):
         for i in range(self.depth):
             queries = layer(self, queries, context, i)
         queries = layer_norm(self.dtype, "out_norm")(queries)
-        return _dense(self.patch_values, self.dtype, "pixels")(queries).astype(jnp.float32)
+        return _dense(self.patch_values, self.dtype, "pixels")(queries)
 
 
 class SelfAttentionDecoder(Decoder):
@@ -93,7 +93,7 @@ class SelfAttentionDecoder(Decoder):
         for i in range(self.depth):
             tokens = layer(self.heads, 4.0, self.dtype, name=f"layer_{i}")(tokens)
         masked = layer_norm(self.dtype, "out_norm")(tokens[:, tokens_BTD.shape[1] :])
-        return _dense(self.patch_values, self.dtype, "pixels")(masked).astype(jnp.float32)
+        return _dense(self.patch_values, self.dtype, "pixels")(masked)
 
 
 DECODERS = {"cross_attention": CrossAttentionDecoder, "self_attention": SelfAttentionDecoder}

@@ -13,7 +13,13 @@ from blockjax.models.decoders import DECODERS
 from blockjax.models.vit import ViT
 from blockjax.objectives.masking import random_order, visible_counts
 from blockjax.objectives.objective import Objective
-from blockjax.objectives.patches import patchify, standardize, unpatchify, unstandardize
+from blockjax.objectives.patches import (
+    patchify,
+    pixel_statistics,
+    standardize,
+    unpatchify,
+    unstandardize,
+)
 
 PyTree = Any
 
@@ -40,7 +46,7 @@ class MaskedAutoencoder(Objective):
     decoder: nn.Module
     fraction: float = 1.0
     normalize_pixels: bool = True
-    implementation: str = "xla"
+    implementation: str | None = None
 
     @classmethod
     def from_config(
@@ -141,7 +147,8 @@ class MaskedAutoencoder(Objective):
         )
         loss = masked_reconstruction_loss(
             predictions,
-            standardize(targets["patches"][:, visible - offset : stop - offset]),
+            targets["patches"][:, visible - offset : stop - offset],
+            pixels=pixel_statistics(predictions.shape[-1]),
             normalize=self.normalize_pixels,
             implementation=self.implementation,
         )

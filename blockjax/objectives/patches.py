@@ -33,16 +33,23 @@ def standardize(patches_BNP: jax.Array) -> jax.Array:
 
 def standardize_unit(patches: jax.Array) -> jax.Array:
     """Does what `standardize` does, for float pixels in [0, 1], [..., P]."""
-    mean, std = _per_value(patches)
+    mean, std = _statistics_for(patches)
     return (patches - mean) / std
 
 
 def unstandardize(patches_BNP: jax.Array) -> jax.Array:
     """Undoes `standardize`, to float pixels in [0, 1]."""
-    mean, std = _per_value(patches_BNP)
+    mean, std = _statistics_for(patches_BNP)
     return jnp.clip(patches_BNP * std + mean, 0.0, 1.0)
 
 
-def _per_value(patches):
-    repeats = (*(1 for _ in patches.shape[:-1]), patches.shape[-1] // 3)
-    return np.tile(CHANNEL_MEAN, repeats), np.tile(CHANNEL_STD, repeats)
+def pixel_statistics(values: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean and the standard deviation of each of a patch's values, of pixels in [0, 1]; each [P]."""
+    return np.tile(CHANNEL_MEAN, values // 3), np.tile(CHANNEL_STD, values // 3)
+
+
+def _statistics_for(patches):
+    return (
+        np.expand_dims(x, tuple(range(patches.ndim - 1)))
+        for x in pixel_statistics(patches.shape[-1])
+    )

@@ -60,7 +60,7 @@ def test_the_order_of_visible_tokens_does_not_matter(setup):
 
 
 def test_with_silent_layers_the_mask_token_is_left(setup):
-    """Every attention and MLP adds to the queries; a bfloat16 decoder still returns float32."""
+    """Every attention and MLP adds to the queries; predictions have the dtype of activations."""
     _, module, params, tokens, visible, masked = setup
     silenced = []
 
@@ -79,7 +79,7 @@ def test_with_silent_layers_the_mask_token_is_left(setup):
     expected = x @ p["pixels"]["kernel"] + p["pixels"]["bias"]
     np.testing.assert_allclose(module.apply(params, tokens, visible, masked), expected, atol=1e-5)
     half = jax.eval_shape(module.copy(dtype=jnp.bfloat16).apply, params, tokens, visible, masked)
-    assert half.dtype == jnp.float32
+    assert half.dtype == jnp.bfloat16
 
 
 def test_the_tokens_matter(setup):

@@ -1,43 +1,272 @@
-"""The masked reconstruction loss: validation and choice of implementation."""
+"""The masked reconstruction loss: validation, choice of implementation, gradient, and meshes."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import AxisType, PartitionSpec
 
-from blockjax.kernels.masked_reconstruction import xla
+from blockjax.kernels.masked_reconstruction import pallas_tpu, xla
+from blockjax.kernels.masked_reconstruction.shapes import why_not
 
-IMPLEMENTATIONS = {"xla": xla.masked_reconstruction_loss}
+try:
+    from blockjax.kernels.masked_reconstruction import pallas_gpu
+except ImportError:  # a JAX without Pallas on Triton
+    pallas_gpu = None
+
+# `pallas` is the kernel of the platform, and XLA where there is none. The last two run the kernels' bodies anywhere,
+# slowly, to test them.
+IMPLEMENTATIONS = ("xla", "pallas", "pallas_tpu", "pallas_gpu", "interpret_tpu", "interpret_gpu")
+# What is used where none is named: by platform, what was measured to be faster than XLA on a device. Nothing was yet.
+MEASURED_BEST: Mapping[str, str] = {}
+
+_KERNELS: Mapping[str, ModuleType | None] = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
+_PLATFORMS = {"pallas_tpu": "tpu", "pallas_gpu": "cuda"}
+_PREDICTIONS = (jnp.float32, jnp.bfloat16)
+_TARGETS = (jnp.uint8, jnp.float32, jnp.bfloat16)
+_EPSILON = 1e-6  # MAE's (facebookresearch/mae, models_mae.py)
+
 normalize_patches = xla.normalize_patches
 
 
 def masked_reconstruction_loss(
-    predictions_BMP: jax.Array,
-    targets_BMP: jax.Array,
+    predictions: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array | None = None,
     *,
     normalize: bool,
-    implementation: str = "xla",
+    pixels: tuple[np.ndarray, np.ndarray] | None = None,
+    denominator: jax.Array | float | None = None,
+    implementation: str | None = None,
+    batch_axes: Sequence[str] = ("data", "fsdp"),
 ) -> jax.Array:
-    """Mean squared error of decoded patches: over the values of a patch, then over all patches of the batch.
+    """Squared error of predicted patches: the mean over a patch's values, then over the patches of the batch.
 
-    Only masked patches are decoded, so every row counts (MAE, arXiv 2111.06377, section 3).
+    MAE (arXiv 2111.06377, section 3). In float32, whatever comes in. The gradient is that of the predictions only. By a
+    kernel, loss and gradient are made in one pass over memory, and the gradient takes the predictions' place.
 
     Args:
-      predictions_BMP: predicted patches, any float dtype.
-      targets_BMP: patches as the encoder's input has them (standardised pixels), any float dtype; no gradient.
-      normalize: whether each target patch is first given zero mean and unit variance (`normalize_patches`).
-      implementation: a key of `IMPLEMENTATIONS`.
+      predictions: [..., P], float32 or bfloat16.
+      targets: [..., P], uint8, float32 or bfloat16.
+      mask: [...], 1 for a patch that counts and 0 for one that does not, or other weights; None where all count, as
+        where only masked patches are decoded. What does not count may be anything, also NaN; where nothing counts, the
+        loss is 0.
+      normalize: whether each target patch is first given zero mean and unit variance: (x − mean) / sqrt(var + 1e-6),
+        var unbiased.
+      pixels: mean and standard deviation [P] by which targets, pixels from 0 to 255, are standardised before all else:
+        (x / 255 − mean) / std. So targets may stay uint8 in memory.
+      denominator: by what the sum over patches is divided; by default the sum of the mask, at least 1.
+      implementation: one of `IMPLEMENTATIONS`. A kernel is used on its own platform, for shapes that it takes (see
+        `why_not`); elsewhere XLA is. By default what was measured to be best, see `MEASURED_BEST`.
+      batch_axes: axes of the mesh in context (`jax.set_mesh`) over which the first dimension is split. A kernel runs on
+        each device's own part. Without the mesh in context XLA would gather the whole batch on every GPU, and refuse on
+        TPU.
 
     Returns:
       A float32 scalar.
 
     Raises:
-      ValueError: shapes differ, or the implementation is unknown.
+      ValueError: shapes or dtypes do not fit, or the implementation is unknown.
     """
-    if predictions_BMP.shape != targets_BMP.shape:
-        raise ValueError(
-            f"predictions {predictions_BMP.shape} and targets {targets_BMP.shape} must have one shape [B, M, P]"
+    _check(predictions, targets, mask, implementation)
+    targets = jax.lax.stop_gradient(targets)
+    if mask is not None:
+        mask = jax.lax.stop_gradient(mask)
+    if denominator is None:
+        count = math.prod(predictions.shape[:-1])
+        denominator = count if mask is None else mask.astype(jnp.float32).sum()
+    if isinstance(denominator, (int, float)):
+        denominator = max(denominator, 1)
+    else:
+        denominator = jax.lax.stop_gradient(jnp.maximum(denominator, 1.0))
+
+    axes, parts = _split_axes(batch_axes)
+    kernels = _kernels(implementation, predictions.shape, parts)
+    if not kernels:
+        return xla.masked_reconstruction_loss(
+            predictions, targets, mask, pixels, denominator, normalize
         )
-    if implementation not in IMPLEMENTATIONS:
+    values = predictions.shape[-1]
+    whole = (len(predictions), math.prod(predictions.shape[1:-1]), values)
+    affine = None
+    if pixels is not None:
+        mean, std = (np.asarray(value, np.float32) for value in pixels)
+        affine = jnp.stack([1.0 / (255.0 * std), -mean / std])
+    scale = jnp.full((1,), 1.0 / (denominator * values), jnp.float32)
+    return _loss(
+        _Static(kernels, axes, normalize, implementation in ("interpret_tpu", "interpret_gpu")),
+        predictions.reshape(whole),
+        targets.reshape(whole),
+        None if mask is None else mask.astype(jnp.float32).reshape(whole[:2]),
+        affine,
+        scale,
+    )
+
+
+def _check(predictions, targets, mask, implementation):
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(
-            f"loss.implementation {implementation!r} is unknown; it may be one of {sorted(IMPLEMENTATIONS)}"
+            f"loss.implementation {implementation!r} is unknown; it may be one of {', '.join(IMPLEMENTATIONS)}"
         )
-    targets_BMP = jax.lax.stop_gradient(targets_BMP)
-    return IMPLEMENTATIONS[implementation](predictions_BMP, targets_BMP, normalize)
+    shape = predictions.shape
+    if shape != targets.shape or len(shape) < 2:
+        raise ValueError(
+            f"predictions {shape} and targets {targets.shape} must have one shape [..., P]"
+        )
+    if mask is not None and mask.shape != shape[:-1]:
+        raise ValueError(
+            f"mask {mask.shape} must have a weight for each patch of predictions {shape}: {shape[:-1]}"
+        )
+    if shape[-1] < 2:
+        raise ValueError(f"patches of {shape[-1]} value have no variance; P must be at least 2")
+    for name, array, dtypes in (
+        ("predictions", predictions, _PREDICTIONS),
+        ("targets", targets, _TARGETS),
+    ):
+        if array.dtype not in dtypes:  # float16 could not hold gradients divided by so many values
+            raise ValueError(
+                f"{name} are {array.dtype}; they may be {', '.join(jnp.dtype(dtype).name for dtype in dtypes)}"
+            )
+
+
+def _split_axes(batch_axes):
+    """Returns those axes of the mesh in context that split the batch and are not a shard_map's, and their size."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    axes = tuple(
+        axis
+        for axis in batch_axes
+        if kinds.get(axis, AxisType.Manual) != AxisType.Manual and mesh.shape[axis] > 1
+    )
+    return axes, math.prod(mesh.shape[axis] for axis in axes)
+
+
+def _kernels(implementation, shape, parts):
+    """Returns the kernels that take such predictions, ((platform, name), ...); none for plain XLA."""
+    if implementation is None:
+        names = MEASURED_BEST.values()
+    elif implementation == "pallas":
+        names = _KERNELS
+    else:
+        names = (implementation.replace("interpret_", "pallas_"),)
+    found = []
+    for name in names:
+        if name not in _KERNELS:
+            continue
+        reason = why_not(name, shape, parts=parts, device=jax.devices()[0])
+        if _KERNELS[name] is None:
+            reason = "this JAX has no Pallas on Triton"
+        if reason is None:
+            found.append((_PLATFORMS[name], name))
+        else:
+            logging.log_first_n(
+                logging.WARNING, "loss.implementation %s: XLA is used, as %s", 1, name, reason
+            )
+    return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What is known when the loss is traced.
+
+    Attributes:
+      kernels: (platform, name) of each; other platforms use XLA.
+      axes: of the mesh, over which the first dimension is split.
+      normalize: as in `masked_reconstruction_loss`.
+      interpret: whether the one kernel is to be run by the interpreter, wherever.
+    """
+
+    kernels: tuple[tuple[str, str], ...]
+    axes: tuple[str, ...]
+    normalize: bool
+    interpret: bool
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(static, predictions, targets, mask, affine, scale):
+    return _on_mesh(static, False, predictions, targets, mask, affine, scale)[0]
+
+
+def _forward(static, predictions, targets, mask, affine, scale):
+    return _with_gradient(static, predictions, targets, mask, affine, scale)
+
+
+def _backward(static, gradient, cotangent):
+    del static
+    return (cotangent * gradient.astype(jnp.float32)).astype(gradient.dtype), *[None] * 4
+
+
+_loss.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _with_gradient(static, predictions, targets, mask, affine, scale):
+    """Returns loss and gradient; asked for derivatives of these, says that there are none."""
+    return _on_mesh(static, True, predictions, targets, mask, affine, scale)
+
+
+@_with_gradient.defjvp
+def _no_second_derivative(static, primals, tangents):
+    raise NotImplementedError(
+        "the kernels of the masked reconstruction loss have first derivatives only; for second ones set "
+        "loss.implementation to 'xla'"
+    )
+
+
+def _on_mesh(static, with_gradient, predictions, targets, mask, affine, scale):
+    """Runs on every device's own part of the batch; `scale` is already that of the whole batch."""
+    run = functools.partial(_on_device, static, with_gradient)
+    if not static.axes:
+        return run(predictions, targets, mask, affine, scale)
+
+    def local(*arrays):
+        loss, gradient = run(*arrays)
+        return loss[None], gradient
+
+    split, whole = PartitionSpec(static.axes), PartitionSpec()
+    losses, gradient = jax.shard_map(
+        local,
+        in_specs=(split, split, split, whole, whole),
+        out_specs=(split, split),
+        axis_names=set(static.axes),
+        check_vma=False,
+    )(predictions, targets, mask, affine, scale)
+    return losses.sum(), gradient
+
+
+def _on_device(static, with_gradient, *arrays):
+    branches: dict[str, Callable[..., Any]] = {
+        platform: functools.partial(
+            _KERNELS[name].run,
+            normalize=static.normalize,
+            epsilon=_EPSILON,
+            with_gradient=with_gradient,
+            interpret=static.interpret,
+        )
+        for platform, name in static.kernels
+    }
+    if static.interpret:
+        (kernel,) = branches.values()
+        return kernel(*arrays)
+    default = functools.partial(_by_xla, static.normalize, with_gradient)
+    return jax.lax.platform_dependent(*arrays, default=default, **branches)
+
+
+def _by_xla(normalize, with_gradient, predictions, targets, mask, affine, scale):
+    def loss(predictions):
+        values = targets.astype(jnp.float32)
+        if affine is not None:
+            values = values * affine[None, :1] + affine[None, 1:]
+        total = xla.masked_reconstruction_loss(predictions, values, mask, None, 1.0, normalize)
+        return total * predictions.shape[-1] * scale[0]
+
+    if with_gradient:
+        return jax.value_and_grad(loss)(predictions)
+    return loss(predictions), None

@@ -1,17 +1,35 @@
-"""The masked reconstruction loss in plain JAX, for every backend."""
+"""The masked reconstruction loss in plain JAX, for every backend; differentiable as often as wanted."""
 
 import jax
 import jax.numpy as jnp
 
 
 def masked_reconstruction_loss(
-    predictions_BMP: jax.Array, targets_BMP: jax.Array, normalize: bool
+    predictions: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array | None,
+    pixels: tuple[jax.Array, jax.Array] | None,
+    denominator: jax.Array | float,
+    normalize: bool,
 ) -> jax.Array:
     """See `api.masked_reconstruction_loss`; computed in float32."""
-    targets_BMP = targets_BMP.astype(jnp.float32)
+    targets = targets.astype(jnp.float32)
+    if pixels is not None:
+        mean, std = (jnp.expand_dims(value, tuple(range(targets.ndim - 1))) for value in pixels)
+        targets = (targets / 255.0 - mean) / std
     if normalize:
-        targets_BMP, _, _ = normalize_patches(targets_BMP)
-    return jnp.mean(jnp.square(predictions_BMP.astype(jnp.float32) - targets_BMP))
+        targets, _, _ = normalize_patches(targets)
+    difference = predictions.astype(jnp.float32) - targets
+    if mask is not None:
+        # Before it is squared: the gradient of a square that is not counted, but not finite, would not be finite.
+        difference = jnp.where((mask != 0)[..., None], difference, 0.0)
+    squares = jnp.square(difference)
+    if mask is None and not normalize:
+        return squares.sum() / (denominator * predictions.shape[-1])
+    # The mean of each row first: XLA for GPUs then normalises and reduces a row in one pass and stores nothing between.
+    # Two sums it would join to one.
+    rows = squares.mean(axis=-1)
+    return (rows if mask is None else rows * mask.astype(jnp.float32)).sum() / denominator
 
 
 def normalize_patches(patches_BNP: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

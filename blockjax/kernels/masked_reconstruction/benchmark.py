@@ -1,0 +1,230 @@
+"""What each implementation of the loss moves through memory and, where a GPU or TPU is attached, how long it takes."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from blockjax.kernels.masked_reconstruction import masked_reconstruction_loss, normalize_patches
+from blockjax.kernels.masked_reconstruction.reference import loss_and_gradient
+from blockjax.kernels.masked_reconstruction.shapes import SHAPES
+from blockjax.memory.hlo import moved_bytes
+from blockjax.memory.targets import Target, parse_target
+
+# Dtypes of predictions and targets, and whether targets are normalised.
+CASES = {
+    "bfloat16, uint8": ("bfloat16", "uint8", True),
+    "bfloat16, bfloat16": ("bfloat16", "bfloat16", True),
+    "float32, float32": ("float32", "float32", True),
+    "bfloat16, uint8, not normalized": ("bfloat16", "uint8", False),
+}
+PASSES = ("loss", "gradient")  # the loss alone, and both
+# `plain` is the loss as one would write it down: the reduction over everything at once.
+IMPLEMENTATIONS = ("plain", "xla", "pallas")
+# Calls of a round, queued one behind the other so that starting them takes no time, and rounds.
+_CALLS, _ROUNDS = 20, 30
+_COPIED = 2**28  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one program needs.
+
+    Attributes:
+      shape: a name in `SHAPES`.
+      case: a name in `CASES`.
+      implementation: one of `IMPLEMENTATIONS`.
+      part: one of `PASSES`.
+      kernel: whether the program has a kernel of this package.
+      moved: bytes that its operations read and write. On TPU XLA's estimate, which takes ours for the kernel.
+      least: bytes of predictions, targets and gradient: what has to be moved.
+      temp: bytes of scratch memory.
+      seconds: of a call, the median over rounds; None where nothing was run.
+      copy_fraction: `least` by `seconds`, as a part of what a copy reaches on the device.
+      error: of loss and gradient against the reference, relative to the largest value.
+    """
+
+    shape: str
+    case: str
+    implementation: str
+    part: str
+    kernel: bool
+    moved: int
+    least: int
+    temp: int
+    seconds: float | None = None
+    copy_fraction: float | None = None
+    error: float | None = None
+
+
+def run(target: str, shapes: Sequence[str], cases: Sequence[str]) -> Iterator[Row]:
+    """Compiles for a target in a process of its own, and measures if it is `local` and no CPU.
+
+    Args:
+      target: see `blockjax.memory.targets.parse_target`.
+      shapes: names in `SHAPES`.
+      cases: names in `CASES`.
+
+    Yields:
+      A row for each shape, case, part and implementation.
+
+    Raises:
+      ValueError: the target or a name is unknown, or the compiler's package is not installed.
+    """
+    for given, known in ((shapes, SHAPES), (cases, CASES)):
+        if unknown := [name for name in given if name not in known]:
+            raise ValueError(f"{unknown[0]!r} is unknown; there are {', '.join(map(repr, known))}")
+    environment = {**os.environ, **parse_target(target).environment()}
+    job = json.dumps({"target": target, "shapes": shapes, "cases": cases})
+    command = [sys.executable, "-m", "blockjax.kernels.masked_reconstruction.benchmark", job]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("{"):
+                yield Row(**json.loads(line))
+        errors = process.stderr.read().splitlines()
+    if process.returncode:
+        raise ValueError(errors[-1] if errors else f"exit status {process.returncode}")
+
+
+def _rows(target: Target, shapes, cases):
+    device = target.devices()[0]
+    measures = target.kind == "local" and device.platform != "cpu"
+    copied = _copy_bandwidth(device) if measures else None
+    for shape in shapes:
+        for case in cases:
+            for part in PASSES:
+                for implementation in IMPLEMENTATIONS:
+                    row, compiled = _compile(shape, case, implementation, part, device)
+                    if measures:
+                        row = _measure(row, compiled, device, copied)
+                    yield row
+
+
+def _compile(shape, case, implementation, part, device):
+    sizes = dataclasses.astuple(SHAPES[shape])
+    of_predictions, of_targets, normalize = CASES[case]
+    pixels = None
+    if of_targets == "uint8":
+        pixels = np.full(sizes[-1], 0.45, np.float32), np.full(sizes[-1], 0.225, np.float32)
+
+    def loss(predictions, targets):
+        if implementation == "plain":
+            return _plain(predictions, targets, pixels, normalize)
+        return masked_reconstruction_loss(
+            predictions, targets, normalize=normalize, pixels=pixels, implementation=implementation
+        )
+
+    sharding = SingleDeviceSharding(device)
+    predictions, targets = (
+        jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
+        for dtype in (of_predictions, of_targets)
+    )
+    # In a model the gradient may take the predictions' memory; as an argument they have to be given away for that.
+    step = (
+        jax.jit(jax.value_and_grad(loss), donate_argnums=0) if part == "gradient" else jax.jit(loss)
+    )
+    compiled = step.lower(predictions, targets).compile()
+    text = compiled.as_text()
+    estimated = device.platform == "tpu"
+    moved = int(compiled.cost_analysis()["bytes accessed"]) if estimated else moved_bytes(text)
+    least = predictions.size * predictions.dtype.itemsize * (1 + (part == "gradient"))
+    row = Row(
+        shape,
+        case,
+        implementation,
+        part,
+        re.search(r"masked_reconstruction_(tpu|gpu)", text) is not None,
+        moved,
+        least + targets.size * targets.dtype.itemsize,
+        compiled.memory_analysis().temp_size_in_bytes,
+    )
+    return row, compiled
+
+
+def _plain(predictions, targets, pixels, normalize):
+    targets = targets.astype(jnp.float32)
+    if pixels is not None:
+        targets = (targets / 255.0 - pixels[0][None, None]) / pixels[1][None, None]
+    if normalize:
+        targets = normalize_patches(targets)[0]
+    return jnp.mean(jnp.square(predictions.astype(jnp.float32) - targets))
+
+
+def _measure(row, compiled, device, copied):
+    sizes = dataclasses.astuple(SHAPES[row.shape])
+    of_predictions, of_targets, normalize = CASES[row.case]
+    keys = jax.random.split(jax.random.key(0))
+    predictions = jax.random.normal(keys[0], sizes).astype(of_predictions)
+    pixels = None
+    if of_targets == "uint8":
+        targets = jax.random.randint(keys[1], sizes, 0, 256).astype(jnp.uint8)
+        pixels = np.full(sizes[-1], 0.45, np.float32), np.full(sizes[-1], 0.225, np.float32)
+    else:
+        targets = jax.random.normal(keys[1], sizes).astype(of_targets)
+    predictions, targets = jax.device_put((predictions, targets), device)
+    expected = loss_and_gradient(predictions, targets, normalize=normalize, pixels=pixels)
+    if row.part == "loss":
+        found, expected = (compiled(predictions, targets),), expected[:1]
+    else:
+        found = compiled(jnp.copy(predictions), targets)
+    errors = [
+        float(jnp.abs(one.astype(jnp.float32) - true).max() / jnp.abs(true).max())
+        for one, true in zip(found, expected, strict=True)
+    ]
+    del found, expected
+    seconds = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        for _ in range(_CALLS):
+            result = compiled(predictions, targets)
+            if row.part == "gradient":
+                predictions = result[1]  # the last ones were given away; the numbers do not matter
+        jax.block_until_ready(result)
+        seconds.append((time.perf_counter() - start) / _CALLS)
+    median = float(np.median(seconds))
+    return dataclasses.replace(
+        row,
+        seconds=median,
+        copy_fraction=row.least / median / copied,
+        error=max(errors),
+    )
+
+
+def _copy_bandwidth(device):
+    """Bytes a second that a copy of an array reads and writes on the device."""
+    array = jax.device_put(np.zeros(_COPIED // 4, np.float32), device)
+    copy = jax.jit(jnp.copy)
+    copy(array).block_until_ready()
+    seconds = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        for _ in range(_CALLS):
+            result = copy(array)
+        result.block_until_ready()
+        seconds.append((time.perf_counter() - start) / _CALLS)
+    return 2 * _COPIED / float(np.median(seconds))
+
+
+def main() -> None:
+    """Does the job of the first argument, and writes a row a line."""
+    job = json.loads(sys.argv[1])
+    try:
+        for row in _rows(parse_target(job["target"]), job["shapes"], job["cases"]):
+            print(json.dumps(dataclasses.asdict(row)), flush=True)
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        sys.exit(" ".join(str(error).split())[:400])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,425 @@
+"""All implementations of the masked reconstruction loss against its formula, alone and in a training step."""
+
+import functools
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+
+from blockjax.kernels.masked_reconstruction import (
+    IMPLEMENTATIONS,
+    MEASURED_BEST,
+    SHAPES,
+    api,
+    benchmark,
+    masked_reconstruction_loss,
+    pallas_gpu,
+    pallas_tpu,
+    why_not,
+)
+from blockjax.kernels.masked_reconstruction.reference import loss_and_gradient
+from blockjax.kernels.masked_reconstruction.shapes import gpu_blocks, tpu_blocks
+from blockjax.sharding import make_mesh
+from tests.objectives.test_local_losses import train
+from tests.tiny import tiny_learner
+
+KERNELS = ("interpret_tpu", "interpret_gpu")
+EVERY = ("xla", *KERNELS)
+DTYPES = {
+    "float32": ("float32", "float32"),
+    "bfloat16": ("bfloat16", "bfloat16"),
+    "uint8": ("bfloat16", "uint8"),
+}
+# Relative errors, of the loss and of the gradient's largest value. A bfloat16 gradient has 8 bits.
+LOSS_ERROR = 2e-6
+GRADIENT_ERROR = {"float32": 2e-6, "bfloat16": 5e-3}
+
+
+def arrays(shape, dtypes="float32", mask=None, constant=None):
+    """Returns predictions, targets, mask and pixel statistics; the first patch is constant, if one is given."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    of_predictions, of_targets = DTYPES[dtypes]
+    predictions = jax.random.normal(keys[0], shape).astype(of_predictions)
+    if of_targets == "uint8":
+        targets = jax.random.randint(keys[1], shape, 0, 256).astype(jnp.uint8)
+        values = np.arange(shape[-1], dtype=np.float32)
+        pixels = 0.4 + 0.1 * np.sin(values), 0.2 + 0.1 * np.cos(values)
+    else:
+        targets, pixels = jax.random.normal(keys[1], shape).astype(of_targets), None
+    if constant is not None:
+        targets = targets.at[(0,) * (len(shape) - 1)].set(constant)
+    rows = shape[:-1]
+    if mask == "random":
+        mask = jax.random.bernoulli(keys[2], 0.6, rows)
+        mask = mask.at[0].set(False)  # an image of which nothing counts
+    elif mask == "weights":
+        mask = jax.random.uniform(keys[2], rows)
+    elif mask is not None:
+        mask = jnp.full(rows, {"none": 0.0, "all": 1.0}[mask])
+    return predictions, targets, mask, pixels
+
+
+def value_and_gradient(predictions, targets, mask, pixels, *, normalize, implementation):
+    def loss(predictions):
+        return masked_reconstruction_loss(
+            predictions,
+            targets,
+            mask,
+            normalize=normalize,
+            pixels=pixels,
+            implementation=implementation,
+        )
+
+    return jax.jit(jax.value_and_grad(loss))(predictions)
+
+
+def check(found, expected):
+    loss, gradient = found
+    true_loss, true_gradient = expected
+    np.testing.assert_allclose(loss, true_loss, rtol=LOSS_ERROR)
+    largest = float(np.abs(true_gradient).max())
+    error = np.abs(np.asarray(gradient, np.float32) - np.asarray(true_gradient)).max()
+    assert error <= GRADIENT_ERROR[gradient.dtype.name] * largest
+    assert loss.dtype == jnp.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", EVERY)
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 13, 48), (3, 37, 108), (2, 21, 588), (2, 49, 768)])
+def test_values_and_gradients(shape, dtypes, implementation):
+    for mask in (None, "random", "none", "all", "weights"):
+        for normalize in (True, False):
+            # Constant and 0: what rounding leaves of a mean that is not 0 would be multiplied by 1000.
+            inputs = arrays(shape, dtypes, mask, constant=0)
+            found = value_and_gradient(*inputs, normalize=normalize, implementation=implementation)
+            predictions, targets, weights, pixels = inputs
+            check(
+                found,
+                loss_and_gradient(
+                    predictions, targets, weights, normalize=normalize, pixels=pixels
+                ),
+            )
+            assert found[1].dtype == predictions.dtype
+            if mask == "none":
+                assert float(found[0]) == 0.0 and not np.asarray(found[1]).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", [None, "random"])
+def test_blocks_of_which_the_last_is_not_full(mask):
+    """An image of more patches than a block of the TPU kernel has rows."""
+    inputs = arrays((2, 300, 1200), mask=mask)
+    _, rows = tpu_blocks((2, 300, 1200))
+    assert rows == 128
+    found = value_and_gradient(*inputs, normalize=True, implementation="interpret_tpu")
+    check(found, loss_and_gradient(*inputs[:3], normalize=True))
+
+
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 70), st.integers(2, 150)),
+    implementation=st.sampled_from(KERNELS),
+    dtypes=st.sampled_from(list(DTYPES)),
+    mask=st.sampled_from([None, "random", "weights"]),
+    normalize=st.booleans(),
+)
+def test_any_shape(shape, implementation, dtypes, mask, normalize):
+    inputs = arrays(shape, dtypes, mask)
+    found = value_and_gradient(*inputs, normalize=normalize, implementation=implementation)
+    predictions, targets, weights, pixels = inputs
+    expected = loss_and_gradient(predictions, targets, weights, normalize=normalize, pixels=pixels)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    error = np.abs(np.asarray(found[1], np.float32) - np.asarray(expected[1])).max()
+    # With two values a patch, normalised ones are far from what bfloat16 holds.
+    assert error <= 1e-2 * float(np.abs(expected[1]).max())
+
+
+@pytest.mark.parametrize("implementation", EVERY)
+def test_what_does_not_count_may_be_anything(implementation):
+    predictions, targets, mask, _ = arrays((2, 9, 48), mask="random")
+    for spoiled in ("predictions", "targets"):
+        some = {"predictions": predictions, "targets": targets}
+        some[spoiled] = jnp.where(mask[..., None], some[spoiled], jnp.nan)
+        found = value_and_gradient(
+            some["predictions"],
+            some["targets"],
+            mask,
+            None,
+            normalize=True,
+            implementation=implementation,
+        )
+        check(found, loss_and_gradient(predictions, targets, mask, normalize=True))
+        assert not np.asarray(found[1])[~np.asarray(mask)].any()
+
+
+@pytest.mark.parametrize("implementation", EVERY)
+def test_the_loss_of_predicting_nothing(implementation):
+    """MAE's loss at the start: the variance of a normalised patch over its values."""
+    for values in (48, 768):
+        targets = 50.0 * jax.random.normal(jax.random.key(0), (2, 8, values))
+        loss = masked_reconstruction_loss(
+            jnp.zeros_like(targets), targets, normalize=True, implementation=implementation
+        )
+        assert float(loss) == pytest.approx((values - 1) / values, rel=1e-5)
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_the_value_alone_is_that_of_the_differentiated_loss(implementation):
+    predictions, targets, mask, _ = arrays((2, 9, 48), mask="weights")
+    loss = functools.partial(
+        masked_reconstruction_loss, normalize=True, implementation=implementation
+    )
+    assert (
+        loss(predictions, targets, mask) == jax.value_and_grad(loss)(predictions, targets, mask)[0]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_under_transformations(implementation):
+    predictions, targets, mask, _ = arrays((3, 2, 9, 48), mask="weights")
+
+    def loss(predictions, targets, mask, implementation=implementation):
+        # A cotangent that is not 1, and an operation before.
+        return 3.0 * masked_reconstruction_loss(
+            jnp.tanh(predictions), targets, mask, normalize=True, implementation=implementation
+        )
+
+    plain = jax.value_and_grad(functools.partial(loss, implementation="xla"))
+    expected = [plain(*row) for row in zip(predictions, targets, mask, strict=True)]
+    losses = np.array([row[0] for row in expected])
+    gradients = np.stack([row[1] for row in expected])
+    with_gradient = jax.value_and_grad(loss)
+
+    def scanned(*rows):
+        return jax.lax.scan(lambda carry, row: (carry, with_gradient(*row)), 0, rows)[1]
+
+    def counted(*rows):
+        def body(i, carry):
+            found = with_gradient(*[row[i] for row in rows])
+            return jax.tree.map(lambda all, one: all.at[i].set(one), carry, found)
+
+        return jax.lax.fori_loop(0, 3, body, (jnp.zeros(3), jnp.zeros_like(rows[0])))
+
+    for transformed in (
+        jax.vmap(with_gradient),
+        jax.vmap(jax.value_and_grad(jax.checkpoint(loss))),
+        scanned,
+        counted,
+    ):
+        found = jax.jit(transformed)(predictions, targets, mask)
+        np.testing.assert_allclose(found[0], losses, rtol=1e-5)
+        np.testing.assert_allclose(found[1], gradients, rtol=1e-4, atol=1e-7)
+    # All dimensions but the last are patches.
+    whole = masked_reconstruction_loss(
+        predictions, targets, mask, normalize=True, implementation=implementation
+    )
+    reference, _ = loss_and_gradient(predictions, targets, mask, normalize=True)
+    assert float(whole) == pytest.approx(float(reference), rel=1e-5)
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_second_derivatives_are_refused_with_what_to_do(implementation):
+    predictions, targets, _, _ = arrays((2, 9, 48))
+
+    def loss(predictions, implementation):
+        return masked_reconstruction_loss(
+            predictions, targets, normalize=True, implementation=implementation
+        )
+
+    def second(implementation):
+        return jax.grad(lambda p: jax.grad(loss)(p, implementation).sum())(predictions)
+
+    with pytest.raises(NotImplementedError, match=r"set loss.implementation to 'xla'"):
+        second(implementation)
+    assert np.asarray(second("xla")).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", EVERY)
+@pytest.mark.parametrize("mask", [None, "random"])
+def test_on_a_mesh_every_device_has_its_own_part(mask, implementation):
+    mesh = make_mesh((2, 2, 1), jax.devices()[:4])
+    inputs = arrays((8, 9, 48), "uint8", mask)
+    predictions, targets, weights, pixels = inputs
+    split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    placed = [None if x is None else jax.device_put(x, split) for x in inputs[:3]]
+
+    def loss(predictions, targets, weights):
+        return masked_reconstruction_loss(
+            predictions,
+            targets,
+            weights,
+            normalize=True,
+            pixels=pixels,
+            implementation=implementation,
+        )
+
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.value_and_grad(loss)).lower(*placed).compile()
+    found = step(*placed)
+    # Fewer patches count on some devices than on others, so the denominator has to be that of all.
+    check(found, loss_and_gradient(predictions, targets, weights, normalize=True, pixels=pixels))
+    assert "all-gather" not in step.as_text()
+    assert found[1].sharding.is_equivalent_to(split, 3)
+
+
+@pytest.mark.parametrize("platform, kernel", [("cuda", "pallas_gpu"), ("tpu", "pallas_tpu")])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_lowers_for_platforms_that_are_not_there(platform, kernel, normalize):
+    call = {"cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}[platform]
+    for name, shape in SHAPES.items():
+        for implementation, calls in (("pallas", 1), (kernel, 1), ("xla", 0), (None, 0)):
+            if implementation in (None, "xla") and name != "b16":
+                continue
+            assert (
+                lowered(platform, shape, implementation, normalize).count(f"@{call}(") == calls
+            ), (name, implementation)
+    assert call not in lowered("cpu", SHAPES["b16"], "pallas", normalize)
+
+
+def lowered(platform, shape, implementation, normalize=True):
+    sizes = shape.images, shape.patches, shape.values
+    kind = {"cuda": "NVIDIA H100 80GB HBM3", "tpu": "TPU v5 lite", "cpu": "cpu"}[platform]
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
+    pixels = np.zeros(sizes[-1], np.float32), np.ones(sizes[-1], np.float32)
+
+    def loss(predictions, targets):
+        return masked_reconstruction_loss(
+            predictions, targets, normalize=normalize, pixels=pixels, implementation=implementation
+        )
+
+    of = jax.ShapeDtypeStruct
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        traced = jax.jit(jax.value_and_grad(loss)).trace(
+            of(sizes, jnp.bfloat16), of(sizes, jnp.uint8)
+        )
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "target, package",
+    [("v5e", "libtpu"), ("v6e", "libtpu"), ("h100", "jax_plugins.xla_cuda12")],
+)
+def test_compiles_for_accelerators_that_are_not_there(target, package):
+    found = package.split(".")[0]
+    if importlib.util.find_spec(found) is None or importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed (extras: tpu, cuda)")
+    shapes, cases = ("b16", "h14", "cifar", "patch6"), ("bfloat16, uint8", "float32, float32")
+    rows = list(benchmark.run(target, shapes, cases))
+    assert len(rows) == len(shapes) * len(cases) * 2 * 3
+    for row in rows:
+        assert row.kernel == (row.implementation == "pallas")
+        if row.kernel:
+            # What has to be moved, and little else: a loss of each patch, pixel statistics. On TPU it is an estimate.
+            assert row.least <= row.moved < 1.1 * row.least or target != "h100"
+            assert row.temp < 0.05 * row.least or target != "h100"
+
+
+def test_shapes_that_a_kernel_does_not_take_fall_back(monkeypatch):
+    many = api.jax.ShapeDtypeStruct((3 * 2**20, 1, 768), jnp.bfloat16)
+    assert "32-bit" in why_not("pallas_gpu", many.shape)
+    assert why_not("pallas_tpu", many.shape) is None
+    assert "3 devices cannot share" in why_not("pallas_tpu", (4, 2, 48), parts=3)
+    assert "no patch" in why_not("pallas_gpu", (0, 2, 48))
+    assert "VMEM" in why_not("pallas_tpu", (1, 2, 2**15))
+    assert "registers" in why_not("pallas_gpu", (1, 2, 2**17))
+    from blockjax.kernels.masked_reconstruction.shapes import Shape
+
+    text = lowered("cuda", Shape(3 * 2**20, 1, 768), "pallas")
+    assert "triton" not in text
+    # A JAX without Pallas on Triton.
+    monkeypatch.setitem(api._KERNELS, "pallas_gpu", None)
+    assert "triton" not in lowered("cuda", SHAPES["b16"], "pallas_gpu")
+
+
+@pytest.mark.parametrize(
+    "kernel, platform, kind, capability, fits",
+    [
+        ("pallas_gpu", "gpu", "Tesla T4", "7.5", False),
+        ("pallas_gpu", "gpu", "NVIDIA A100", "8.0", True),
+        ("pallas_tpu", "tpu", "TPU v3", None, False),
+        ("pallas_tpu", "tpu", "TPU v5 lite", None, True),
+    ],
+)
+def test_old_devices_are_told_so(kernel, platform, kind, capability, fits):
+    class Device:
+        device_kind = kind
+        compute_capability = capability
+
+    Device.platform = platform
+    reason = why_not(kernel, (2, 9, 48), device=Device)
+    assert reason is None if fits else kind in reason
+
+
+@pytest.mark.parametrize("values", [48, 108, 192, 588, 768, 1024, 3072])
+def test_blocks_cover_rows_and_waste_little(values):
+    rows, columns, chunks = gpu_blocks(values)
+    for power in (rows, columns):
+        assert power & (power - 1) == 0
+    assert values <= columns * chunks < values + columns
+    assert columns * chunks <= values * 1.125
+    assert rows * columns * chunks <= 4096 and rows <= 64
+    for patches in (1, 20, 49, 147, 1000):
+        (images, joined, _), block = tpu_blocks((6, patches, values))
+        assert images * joined == 6 * patches
+        assert block == joined or block % 128 == 0
+        assert block * values <= max(2**18, 128 * values)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (((2, 9, 48), (2, 8, 48), "float32", "float32", None), r"one shape \[..., P\]"),
+        (((48,), (48,), "float32", "float32", None), r"one shape \[..., P\]"),
+        (((2, 9, 1), (2, 9, 1), "float32", "float32", None), "P must be at least 2"),
+        (((2, 9, 48), (2, 9, 48), "float16", "float32", None), "predictions are float16"),
+        (((2, 9, 48), (2, 9, 48), "float32", "int32", None), "targets are int32"),
+        (((2, 9, 48), (2, 9, 48), "float32", "float32", (2, 8)), r"a weight for each patch"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    of_predictions, of_targets, predictions, targets, mask = arguments
+    with pytest.raises(ValueError, match=message):
+        masked_reconstruction_loss(
+            jnp.zeros(of_predictions, predictions),
+            jnp.zeros(of_targets, targets),
+            None if mask is None else jnp.ones(mask),
+            normalize=True,
+        )
+
+
+def test_defaults_are_kernels_that_exist():
+    assert set(MEASURED_BEST.values()) <= set(IMPLEMENTATIONS)
+    assert {pallas_gpu.run.__module__, pallas_tpu.run.__module__} <= {
+        f"blockjax.kernels.masked_reconstruction.{name}" for name in api._KERNELS
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "strategy, shape",
+    [
+        ("blockwise", (1, 1, 1)),
+        ("blockwise", (2, 2, 1)),
+        ("end_to_end", (2, 1, 1)),
+        ("streamed", (2, 1, 1)),
+        ("pipelined", (2, 1, 2)),
+    ],
+)
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_in_a_training_step(implementation, strategy, shape):
+    fields = {"model.depth": 2, "blocks": 2, "strategy": strategy}
+    if strategy == "pipelined":
+        fields["pipeline.batches"] = 2
+    losses, _ = train(tiny_learner(**fields), shape, steps=2)
+    found, _ = train(tiny_learner(**fields, **{"loss.implementation": implementation}), shape, 2)
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
