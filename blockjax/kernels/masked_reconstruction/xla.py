@@ -24,12 +24,9 @@ def masked_reconstruction_loss(
         # Before it is squared: the gradient of a square that is not counted, but not finite, would not be finite.
         difference = jnp.where((mask != 0)[..., None], difference, 0.0)
     squares = jnp.square(difference)
-    if mask is None and not normalize:
+    if mask is None:
         return squares.sum() / (denominator * predictions.shape[-1])
-    # The mean of each row first: XLA for GPUs then normalises and reduces a row in one pass and stores nothing between.
-    # Two sums it would join to one.
-    rows = squares.mean(axis=-1)
-    return (rows if mask is None else rows * mask.astype(jnp.float32)).sum() / denominator
+    return (squares.mean(axis=-1) * mask.astype(jnp.float32)).sum() / denominator
 
 
 def normalize_patches(patches_BNP: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
