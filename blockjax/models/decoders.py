@@ -38,6 +38,10 @@ class Decoder(nn.Module):
     def _positions(self, positions_BN):
         return jnp.asarray(sincos_2d(*self.grid, self.width), self.dtype)[positions_BN]
 
+    def _predict(self, features_BMD, project):
+        layer = _dense(self.patch_values, self.dtype, "pixels")
+        return layer(features_BMD) if project else features_BMD
+
     def _mask_tokens(self, masked_BM):
         token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
         return token.astype(self.dtype) + self._positions(masked_BM)
@@ -52,7 +56,11 @@ class CrossAttentionDecoder(Decoder):
 
     @nn.compact
     def __call__(
-        self, tokens_BTD: jax.Array, visible_BV: jax.Array, masked_BM: jax.Array
+        self,
+        tokens_BTD: jax.Array,
+        visible_BV: jax.Array,
+        masked_BM: jax.Array,
+        project: bool = True,
     ) -> jax.Array:
         """Decodes.
 
@@ -60,9 +68,10 @@ class CrossAttentionDecoder(Decoder):
           tokens_BTD: CLS and the V visible tokens, as they leave the block.
           visible_BV: positions of the visible patches (the tokens carry them already).
           masked_BM: positions of the patches to decode.
+          project: whether to predict patches; else the features are returned that the last layer, `pixels`, takes.
 
         Returns:
-          Predicted patches [B, M, P], in the dtype of activations.
+          Predicted patches [B, M, P], in the dtype of activations; or features [B, M, width].
         """
         del visible_BV
         context = layer_norm(self.dtype, "norm")(tokens_BTD)
@@ -73,7 +82,7 @@ class CrossAttentionDecoder(Decoder):
         for i in range(self.depth):
             queries = layer(self, queries, context, i)
         queries = layer_norm(self.dtype, "out_norm")(queries)
-        return _dense(self.patch_values, self.dtype, "pixels")(queries)
+        return self._predict(queries, project)
 
 
 class SelfAttentionDecoder(Decoder):
@@ -81,7 +90,11 @@ class SelfAttentionDecoder(Decoder):
 
     @nn.compact
     def __call__(
-        self, tokens_BTD: jax.Array, visible_BV: jax.Array, masked_BM: jax.Array
+        self,
+        tokens_BTD: jax.Array,
+        visible_BV: jax.Array,
+        masked_BM: jax.Array,
+        project: bool = True,
     ) -> jax.Array:
         """Decodes; arguments and result as in `CrossAttentionDecoder`."""
         tokens = layer_norm(self.dtype, "norm")(tokens_BTD)
@@ -93,7 +106,7 @@ class SelfAttentionDecoder(Decoder):
         for i in range(self.depth):
             tokens = layer(self.heads, 4.0, self.dtype, name=f"layer_{i}")(tokens)
         masked = layer_norm(self.dtype, "out_norm")(tokens[:, tokens_BTD.shape[1] :])
-        return _dense(self.patch_values, self.dtype, "pixels")(masked)
+        return self._predict(masked, project)
 
 
 DECODERS = {"cross_attention": CrossAttentionDecoder, "self_attention": SelfAttentionDecoder}

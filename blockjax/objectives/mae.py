@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
-from blockjax.kernels.masked_reconstruction import masked_reconstruction_loss, normalize_patches
+from blockjax.kernels.masked_reconstruction import (
+    normalize_patches,
+    projected_reconstruction_loss,
+)
 from blockjax.models.decoders import DECODERS
 from blockjax.models.vit import ViT
 from blockjax.objectives.masking import random_order, visible_counts
@@ -139,16 +142,20 @@ class MaskedAutoencoder(Objective):
         del rng
         visible = tokens_BTD.shape[1] - 1
         stop, offset = self._stop(visible), self.visible[-1]
-        predictions = self.decode(
-            head,
+        features = self.decoder.apply(
+            {"params": head},
             tokens_BTD,
             targets["positions"][:, :visible],
             targets["positions"][:, visible:stop],
+            project=False,
         )
-        loss = masked_reconstruction_loss(
-            predictions,
+        last = head["pixels"]
+        loss = projected_reconstruction_loss(
+            features,
+            last["kernel"],
+            last["bias"],
             targets["patches"][:, visible - offset : stop - offset],
-            pixels=pixel_statistics(predictions.shape[-1]),
+            pixels=pixel_statistics(last["bias"].size),
             normalize=self.normalize_pixels,
             implementation=self.implementation,
         )

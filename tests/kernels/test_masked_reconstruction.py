@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ from blockjax.kernels.masked_reconstruction import (
     masked_reconstruction_loss,
     pallas_gpu,
     pallas_tpu,
+    projected_reconstruction_loss,
+    shapes,
+    why_no_head,
     why_not,
 )
 from blockjax.kernels.masked_reconstruction.reference import loss_and_gradient
@@ -242,6 +246,140 @@ def test_second_derivatives_are_refused_with_what_to_do(implementation):
     assert np.asarray(second("xla")).any()
 
 
+def layer_and_targets(dtypes, mask, shape=(4, 23, 48), width=16):
+    """Returns features, kernel and bias of a layer, and targets, mask and pixel statistics."""
+    keys = jax.random.split(jax.random.key(7), 3)
+    predictions, targets, mask, pixels = arrays(shape, dtypes, mask)
+    features = jax.random.normal(keys[0], (*shape[:-1], width)).astype(predictions.dtype)
+    kernel = jax.random.normal(keys[1], (width, shape[-1])) / width**0.5
+    return (features, kernel, jax.random.normal(keys[2], shape[-1:])), targets, mask, pixels
+
+
+def layer_reference(layer, targets, mask, pixels, normalize):
+    """Returns the loss and its gradients by the formula, from products in float32."""
+
+    def predict(features, kernel, bias):
+        kernel = kernel.astype(features.dtype).astype(jnp.float32)
+        product = features.astype(jnp.float32) @ kernel
+        return product + bias[(None,) * (features.ndim - 1)]
+
+    predictions, backward = jax.vjp(predict, *layer)
+    loss, gradient = loss_and_gradient(
+        predictions, targets, mask, normalize=normalize, pixels=pixels
+    )
+    return loss, backward(gradient)
+
+
+def layer_gradients(layer, targets, mask, pixels, normalize, implementation):
+    def loss(layer):
+        return 2.0 * projected_reconstruction_loss(
+            *layer,
+            targets,
+            mask,
+            normalize=normalize,
+            pixels=pixels,
+            implementation=implementation,
+        )
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))(layer)
+    return value / 2, jax.tree.map(lambda gradient: gradient / 2, gradients)
+
+
+def check_layer(found, expected, layer):
+    exact = layer[0].dtype == jnp.float32
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5 if exact else 2e-2)
+    for one, true, parameter in zip(found[1], expected[1], layer, strict=True):
+        assert one.dtype == parameter.dtype and one.shape == parameter.shape
+        true = np.asarray(true, np.float32)
+        error = np.abs(np.asarray(one, np.float32) - true).max()
+        # XLA sums a bias' gradient in bfloat16.
+        assert error <= (1e-5 if exact else 3e-2) * np.abs(true).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", EVERY)
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("tile", ["whole", "ragged"])
+def test_with_the_layer_before(tile, dtypes, implementation, monkeypatch):
+    if tile == "ragged":  # 200 tokens in tiles of 128
+        monkeypatch.setattr(shapes, "_TPU_HEAD_VALUES", 2**14)
+    shape = (4, 50, 48) if tile == "ragged" else (4, 23, 48)
+    for mask in (None, "random", "none", "weights"):
+        for normalize in (True, False):
+            inputs = layer_and_targets(dtypes, mask, shape)
+            found = layer_gradients(*inputs, normalize, implementation)
+            check_layer(found, layer_reference(*inputs, normalize), inputs[0])
+
+
+def test_features_that_do_not_count_may_be_anything():
+    layer, targets, mask, _ = layer_and_targets("float32", "random")
+    expected = layer_gradients(layer, targets, mask, None, True, "interpret_tpu")
+    features = jnp.where(mask[..., None], layer[0], jnp.nan)
+    found = layer_gradients((features, *layer[1:]), targets, mask, None, True, "interpret_tpu")
+    for one, true in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(one, true)
+
+
+def test_the_layer_is_fused_on_tpu_only_and_where_it_fits():
+    of = jax.ShapeDtypeStruct
+    for platform, width, name in (
+        ("tpu", 64, "masked_reconstruction_tpu_head"),
+        ("tpu", 4096, "masked_reconstruction_tpu"),
+        ("cuda", 64, "masked_reconstruction_gpu"),
+    ):
+        kind = {"cuda": "NVIDIA H100 80GB HBM3", "tpu": "TPU v5 lite"}[platform]
+        device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
+        loss = functools.partial(
+            projected_reconstruction_loss, normalize=True, implementation="pallas"
+        )
+        mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            traced = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).trace(
+                of((8, 32, width), jnp.bfloat16),
+                of((width, 768), jnp.float32),
+                of((768,), jnp.float32),
+                of((8, 32, 768), jnp.uint8),
+            )
+            text = traced.lower(lowering_platforms=(platform,)).as_text(debug_info=True)
+        names = set(re.findall(r"masked_reconstruction_(?:tpu|gpu)(?:_head)?", text))
+        assert names == {name}
+    assert "VMEM" in why_no_head((8, 32, 768), 4096, 2)
+    assert why_no_head((8, 32, 768), 512, 2) is None
+
+
+def test_layers_that_do_not_fit_are_named():
+    (features, kernel, bias), targets, _, _ = layer_and_targets("float32", None)
+    for bad in ((features[..., :8], kernel, bias), (features, kernel, bias[:8])):
+        with pytest.raises(ValueError, match=r"must be \[..., D\], \[D, P\] and \[P\]"):
+            projected_reconstruction_loss(*bad, targets, normalize=True)
+    with pytest.raises(NotImplementedError, match=r"first derivatives only"):
+        jax.hessian(
+            lambda bias: projected_reconstruction_loss(
+                features, kernel, bias, targets, normalize=True, implementation="interpret_tpu"
+            )
+        )(bias)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", EVERY)
+def test_the_layer_on_a_mesh(implementation):
+    mesh = make_mesh((2, 2, 1), jax.devices()[:4])
+    layer, targets, mask, pixels = layer_and_targets("uint8", "random", (8, 9, 48))
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((("data", "fsdp"),), ()))
+    placed = (jax.device_put(layer[0], split), *jax.device_put(layer[1:], whole))
+    rows = jax.device_put((targets, mask), split)
+
+    def loss(layer, targets, mask):
+        return projected_reconstruction_loss(
+            *layer, targets, mask, normalize=True, pixels=pixels, implementation=implementation
+        )
+
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.value_and_grad(loss)).lower(placed, *rows).compile()
+    check_layer(step(placed, *rows), layer_reference(layer, targets, mask, pixels, True), layer)
+    assert "all-gather" not in step.as_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", EVERY)
 @pytest.mark.parametrize("mask", [None, "random"])
@@ -315,13 +453,16 @@ def test_compiles_for_accelerators_that_are_not_there(target, package):
         pytest.skip(f"{package} is not installed (extras: tpu, cuda)")
     shapes, cases = ("b16", "h14", "cifar", "patch6"), ("bfloat16, uint8", "float32, float32")
     rows = list(benchmark.run(target, shapes, cases))
-    assert len(rows) == len(shapes) * len(cases) * 2 * 3
+    assert len(rows) == len(shapes) * len(cases) * 3 * 3
     for row in rows:
         assert row.kernel == (row.implementation == "pallas")
-        if row.kernel:
+        if row.kernel and row.part != "head":
             # What has to be moved, and little else: a loss of each patch, pixel statistics. On TPU it is an estimate.
             assert row.least <= row.moved < 1.1 * row.least or target != "h100"
             assert row.temp < 0.05 * row.least or target != "h100"
+        if row.kernel and row.part == "head" and target != "h100":
+            # Nothing of the predictions' size is stored.
+            assert row.temp < SHAPES[row.shape].images * SHAPES[row.shape].patches * 4 * 128
 
 
 def test_shapes_that_a_kernel_does_not_take_fall_back(monkeypatch):
@@ -334,7 +475,7 @@ def test_shapes_that_a_kernel_does_not_take_fall_back(monkeypatch):
     assert "registers" in why_not("pallas_gpu", (1, 2, 2**17))
     from blockjax.kernels.masked_reconstruction.shapes import Shape
 
-    text = lowered("cuda", Shape(3 * 2**20, 1, 768), "pallas")
+    text = lowered("cuda", Shape(3 * 2**20, 1, 768, 512), "pallas")
     assert "triton" not in text
     # A JAX without Pallas on Triton.
     monkeypatch.setitem(api._KERNELS, "pallas_gpu", None)

@@ -5,8 +5,9 @@ from blockjax.kernels.masked_reconstruction.api import (
     MEASURED_BEST,
     masked_reconstruction_loss,
     normalize_patches,
+    projected_reconstruction_loss,
 )
-from blockjax.kernels.masked_reconstruction.shapes import SHAPES, why_not
+from blockjax.kernels.masked_reconstruction.shapes import SHAPES, why_no_head, why_not
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -14,5 +15,7 @@ __all__ = [
     "SHAPES",
     "masked_reconstruction_loss",
     "normalize_patches",
+    "projected_reconstruction_loss",
+    "why_no_head",
     "why_not",
 ]

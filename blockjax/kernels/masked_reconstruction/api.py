@@ -13,8 +13,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import AxisType, PartitionSpec
 
-from blockjax.kernels.masked_reconstruction import pallas_tpu, xla
-from blockjax.kernels.masked_reconstruction.shapes import why_not
+from blockjax.kernels.masked_reconstruction import head_tpu, pallas_tpu, xla
+from blockjax.kernels.masked_reconstruction.shapes import why_no_head, why_not
 
 try:
     from blockjax.kernels.masked_reconstruction import pallas_gpu
@@ -75,12 +75,93 @@ def masked_reconstruction_loss(
     Raises:
       ValueError: shapes or dtypes do not fit, or the implementation is unknown.
     """
-    _check(predictions, targets, mask, implementation)
+    _check(predictions.shape, predictions.dtype, targets, mask, implementation)
+    static, *operands = _prepare(
+        predictions.shape, targets, mask, normalize, pixels, denominator, implementation, batch_axes
+    )
+    if not static.kernels:
+        targets, mask, denominator = operands
+        return xla.masked_reconstruction_loss(
+            predictions, targets, mask, pixels, denominator, normalize
+        )
+    return _loss(static, predictions.reshape(operands[0].shape), *operands)
+
+
+def projected_reconstruction_loss(
+    features: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    normalize: bool,
+    pixels: tuple[np.ndarray, np.ndarray] | None = None,
+    denominator: jax.Array | float | None = None,
+    implementation: str | None = None,
+    batch_axes: Sequence[str] = ("data", "fsdp"),
+) -> jax.Array:
+    """`masked_reconstruction_loss` of the predictions `features @ kernel + bias`, a decoder's last layer.
+
+    The kernel for TPUs does both, with the gradients of all three: predictions are then never stored. Elsewhere, and
+    where `why_no_head` says why not, it is the layer and then the loss.
+
+    Args:
+      features: [..., D], float32 or bfloat16; the product is made in this dtype.
+      kernel: [D, P].
+      bias: [P].
+      targets: [..., P], and all others, as in `masked_reconstruction_loss`.
+      mask: [...].
+      normalize: whether targets are normalised.
+      pixels: statistics of pixels.
+      denominator: by what is divided.
+      implementation: one of `IMPLEMENTATIONS`.
+      batch_axes: of the mesh in context.
+
+    Returns:
+      A float32 scalar.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or the implementation is unknown.
+    """
+    shape = (*features.shape[:-1], kernel.shape[-1])
+    if kernel.shape[:-1] != features.shape[-1:] or bias.shape != kernel.shape[-1:]:
+        raise ValueError(
+            f"features {features.shape}, kernel {kernel.shape} and bias {bias.shape} must be [..., D], [D, P] and [P]"
+        )
+    _check(shape, features.dtype, targets, mask, implementation)
+    static, *operands = _prepare(
+        shape, targets, mask, normalize, pixels, denominator, implementation, batch_axes
+    )
+    on_tpu = "tpu" in dict(static.kernels)
+    if not on_tpu or why_no_head(shape, features.shape[-1], features.dtype.itemsize):
+        predictions = project(features, kernel, bias)
+        if static.kernels:
+            return _loss(static, predictions.reshape(operands[0].shape), *operands)
+        targets, mask, denominator = operands
+        return xla.masked_reconstruction_loss(
+            predictions, targets, mask, pixels, denominator, normalize
+        )
+    features = features.reshape(*operands[0].shape[:-1], features.shape[-1])
+    return _projected_loss(static, features, kernel, bias, *operands)
+
+
+def project(features, kernel, bias):
+    """Does what `flax.linen.Dense` does in the features' dtype."""
+    over = (((features.ndim - 1,), (0,)), ((), ()))
+    product = jax.lax.dot_general(features, kernel.astype(features.dtype), over)
+    return product + jnp.expand_dims(bias.astype(features.dtype), range(features.ndim - 1))
+
+
+def _prepare(shape, targets, mask, normalize, pixels, denominator, implementation, batch_axes):
+    """Returns `_Static` and, for kernels, targets [B, M, P], mask [B, M], affine [2, P] and scale [1].
+
+    For XLA the latter are targets, mask and denominator.
+    """
     targets = jax.lax.stop_gradient(targets)
     if mask is not None:
         mask = jax.lax.stop_gradient(mask)
     if denominator is None:
-        count = math.prod(predictions.shape[:-1])
+        count = math.prod(shape[:-1])
         denominator = count if mask is None else mask.astype(jnp.float32).sum()
     if isinstance(denominator, (int, float)):
         denominator = max(denominator, 1)
@@ -88,34 +169,30 @@ def masked_reconstruction_loss(
         denominator = jax.lax.stop_gradient(jnp.maximum(denominator, 1.0))
 
     axes, parts = _split_axes(batch_axes)
-    kernels = _kernels(implementation, predictions.shape, parts)
-    if not kernels:
-        return xla.masked_reconstruction_loss(
-            predictions, targets, mask, pixels, denominator, normalize
-        )
-    values = predictions.shape[-1]
-    whole = (len(predictions), math.prod(predictions.shape[1:-1]), values)
+    static = _Static(
+        _kernels(implementation, shape, parts),
+        axes,
+        normalize,
+        implementation in ("interpret_tpu", "interpret_gpu"),
+    )
+    if not static.kernels:
+        return static, targets, mask, denominator
+    whole = (shape[0], math.prod(shape[1:-1]), shape[-1])
     affine = None
     if pixels is not None:
         mean, std = (np.asarray(value, np.float32) for value in pixels)
         affine = jnp.stack([1.0 / (255.0 * std), -mean / std])
-    scale = jnp.full((1,), 1.0 / (denominator * values), jnp.float32)
-    return _loss(
-        _Static(kernels, axes, normalize, implementation in ("interpret_tpu", "interpret_gpu")),
-        predictions.reshape(whole),
-        targets.reshape(whole),
-        None if mask is None else mask.astype(jnp.float32).reshape(whole[:2]),
-        affine,
-        scale,
-    )
+    if mask is not None:
+        mask = mask.astype(jnp.float32).reshape(whole[:2])
+    scale = jnp.full((1,), 1.0 / (denominator * shape[-1]), jnp.float32)
+    return static, targets.reshape(whole), mask, affine, scale
 
 
-def _check(predictions, targets, mask, implementation):
+def _check(shape, dtype, targets, mask, implementation):
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"loss.implementation {implementation!r} is unknown; it may be one of {', '.join(IMPLEMENTATIONS)}"
         )
-    shape = predictions.shape
     if shape != targets.shape or len(shape) < 2:
         raise ValueError(
             f"predictions {shape} and targets {targets.shape} must have one shape [..., P]"
@@ -126,13 +203,13 @@ def _check(predictions, targets, mask, implementation):
         )
     if shape[-1] < 2:
         raise ValueError(f"patches of {shape[-1]} value have no variance; P must be at least 2")
-    for name, array, dtypes in (
-        ("predictions", predictions, _PREDICTIONS),
-        ("targets", targets, _TARGETS),
+    for name, given, dtypes in (
+        ("predictions", dtype, _PREDICTIONS),
+        ("targets", targets.dtype, _TARGETS),
     ):
-        if array.dtype not in dtypes:  # float16 could not hold gradients divided by so many values
+        if given not in dtypes:  # float16 could not hold gradients divided by so many values
             raise ValueError(
-                f"{name} are {array.dtype}; they may be {', '.join(jnp.dtype(dtype).name for dtype in dtypes)}"
+                f"{name} are {given}; they may be {', '.join(jnp.dtype(dtype).name for dtype in dtypes)}"
             )
 
 
@@ -270,3 +347,74 @@ def _by_xla(normalize, with_gradient, predictions, targets, mask, affine, scale)
     if with_gradient:
         return jax.value_and_grad(loss)(predictions)
     return loss(predictions), None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _projected_loss(static, features, kernel, bias, targets, mask, affine, scale):
+    return _loss(static, project(features, kernel, bias), targets, mask, affine, scale)
+
+
+def _projected_forward(static, features, kernel, bias, targets, mask, affine, scale):
+    return _projected_with_gradients(static, features, kernel, bias, targets, mask, affine, scale)
+
+
+def _projected_backward(static, gradients, cotangent):
+    del static
+    scaled = (
+        (cotangent * gradient.astype(jnp.float32)).astype(gradient.dtype) for gradient in gradients
+    )
+    return *scaled, *[None] * 4
+
+
+_projected_loss.defvjp(_projected_forward, _projected_backward)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _projected_with_gradients(static, features, kernel, bias, targets, mask, affine, scale):
+    """Returns the loss and the gradients of features, kernel and bias, each on its device's own part of the batch."""
+    arrays = features, kernel, bias, targets, mask, affine, scale
+    if not static.axes:
+        loss, gradients = _projected_on_device(static, *arrays)
+    else:
+
+        def local(*arrays):
+            loss, (of_features, *others) = _projected_on_device(static, *arrays)
+            return loss[None], (of_features, *(gradient[None] for gradient in others))
+
+        split, whole = PartitionSpec(static.axes), PartitionSpec()
+        losses, (of_features, *others) = jax.shard_map(
+            local,
+            in_specs=(split, whole, whole, split, split, whole, whole),
+            out_specs=split,
+            axis_names=set(static.axes),
+            check_vma=False,
+        )(*arrays)
+        loss, gradients = losses.sum(), (of_features, *(part.sum(axis=0) for part in others))
+    dtypes = features.dtype, kernel.dtype, bias.dtype
+    return loss, tuple(
+        gradient.astype(dtype) for gradient, dtype in zip(gradients, dtypes, strict=True)
+    )
+
+
+_projected_with_gradients.defjvp(_no_second_derivative)
+
+
+def _projected_on_device(static, *arrays):
+    fused = functools.partial(
+        head_tpu.run, normalize=static.normalize, epsilon=_EPSILON, interpret=static.interpret
+    )
+    if static.interpret:
+        return fused(*arrays)
+
+    def one_after_the_other(features, kernel, bias, targets, mask, affine, scale):
+        alone = dataclasses.replace(static, axes=())
+
+        def loss(features, kernel, bias):
+            predictions = project(features, kernel, bias)
+            return _loss(alone, predictions, targets, mask, affine, scale)
+
+        value, gradients = jax.value_and_grad(loss, (0, 1, 2))(features, kernel, bias)
+        of_features, *others = gradients
+        return value, (of_features, *(gradient.astype(jnp.float32) for gradient in others))
+
+    return jax.lax.platform_dependent(*arrays, default=one_after_the_other, tpu=fused)

@@ -14,7 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from blockjax.kernels.masked_reconstruction import masked_reconstruction_loss, normalize_patches
+from blockjax.kernels.masked_reconstruction import (
+    masked_reconstruction_loss,
+    normalize_patches,
+    projected_reconstruction_loss,
+)
+from blockjax.kernels.masked_reconstruction.api import project
 from blockjax.kernels.masked_reconstruction.reference import loss_and_gradient
 from blockjax.kernels.masked_reconstruction.shapes import SHAPES
 from blockjax.memory.hlo import moved_bytes
@@ -27,7 +32,8 @@ CASES = {
     "float32, float32": ("float32", "float32", True),
     "bfloat16, uint8, not normalized": ("bfloat16", "uint8", False),
 }
-PASSES = ("loss", "gradient")  # the loss alone, and both
+# The loss alone; with its gradient; and with the decoder's last layer before it and all their gradients.
+PASSES = ("loss", "gradient", "head")
 # `rows first` is XLA, too, written so that it moves as little as it can for normalised targets on GPUs: the mean of
 # each patch, then over patches. In a train step it takes more scratch memory.
 IMPLEMENTATIONS = ("xla", "xla, rows first", "pallas")
@@ -47,7 +53,8 @@ class Row:
       part: one of `PASSES`.
       kernel: whether the program has a kernel of this package.
       moved: bytes that its operations read and write. On TPU XLA's estimate, which takes ours for the kernel.
-      least: bytes of predictions, targets and gradient: what has to be moved.
+      least: bytes of predictions, targets and gradient, or of the head's features, parameters, gradients and targets:
+        what has to be moved.
       temp: bytes of scratch memory.
       seconds: of a call, the median over rounds; None where nothing was run.
       copy_fraction: `least` by `seconds`, as a part of what a copy reaches on the device.
@@ -113,11 +120,9 @@ def _rows(target: Target, shapes, cases):
 
 
 def _compile(shape, case, implementation, part, device):
-    sizes = dataclasses.astuple(SHAPES[shape])
+    sizes = SHAPES[shape]
     of_predictions, of_targets, normalize = CASES[case]
-    pixels = None
-    if of_targets == "uint8":
-        pixels = np.full(sizes[-1], 0.45, np.float32), np.full(sizes[-1], 0.225, np.float32)
+    pixels = _pixels(of_targets, sizes.values)
 
     def loss(predictions, targets):
         if implementation == "xla, rows first":
@@ -126,31 +131,58 @@ def _compile(shape, case, implementation, part, device):
             predictions, targets, normalize=normalize, pixels=pixels, implementation=implementation
         )
 
-    sharding = SingleDeviceSharding(device)
-    predictions, targets = (
-        jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
-        for dtype in (of_predictions, of_targets)
-    )
+    def head(layer, targets):
+        if implementation == "xla, rows first":
+            return _rows_first(project(*layer), targets, pixels, normalize)
+        return projected_reconstruction_loss(
+            *layer, targets, normalize=normalize, pixels=pixels, implementation=implementation
+        )
+
     # In a model the gradient may take the predictions' memory; as an argument they have to be given away for that.
-    step = (
-        jax.jit(jax.value_and_grad(loss), donate_argnums=0) if part == "gradient" else jax.jit(loss)
-    )
-    compiled = step.lower(predictions, targets).compile()
+    step = {
+        "loss": jax.jit(loss),
+        "gradient": jax.jit(jax.value_and_grad(loss), donate_argnums=0),
+        "head": jax.jit(jax.value_and_grad(head), donate_argnums=0),
+    }[part]
+    sharding = SingleDeviceSharding(device)
+
+    def array(*shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    batch = sizes.images, sizes.patches
+    first = array(*batch, sizes.values, dtype=of_predictions)
+    if part == "head":
+        first = (
+            array(*batch, sizes.width, dtype=of_predictions),
+            array(sizes.width, sizes.values, dtype="float32"),
+            array(sizes.values, dtype="float32"),
+        )
+    targets = array(*batch, sizes.values, dtype=of_targets)
+    compiled = step.lower(first, targets).compile()
     text = compiled.as_text()
     estimated = device.platform == "tpu"
-    moved = int(compiled.cost_analysis()["bytes accessed"]) if estimated else moved_bytes(text)
-    least = predictions.size * predictions.dtype.itemsize * (1 + (part == "gradient"))
     row = Row(
         shape,
         case,
         implementation,
         part,
         re.search(r"masked_reconstruction_(tpu|gpu)", text) is not None,
-        moved,
-        least + targets.size * targets.dtype.itemsize,
+        int(compiled.cost_analysis()["bytes accessed"]) if estimated else moved_bytes(text),
+        _bytes(first) * (1 if part == "loss" else 2) + _bytes(targets),
         compiled.memory_analysis().temp_size_in_bytes,
     )
     return row, compiled
+
+
+def _bytes(tree):
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _pixels(dtype, values):
+    """Statistics by which targets are standardised, if they are pixels."""
+    if dtype != "uint8":
+        return None
+    return np.full(values, 0.45, np.float32), np.full(values, 0.225, np.float32)
 
 
 def _rows_first(predictions, targets, pixels, normalize):
@@ -164,42 +196,53 @@ def _rows_first(predictions, targets, pixels, normalize):
 
 
 def _measure(row, compiled, device, copied):
-    sizes = dataclasses.astuple(SHAPES[row.shape])
+    sizes = SHAPES[row.shape]
     of_predictions, of_targets, normalize = CASES[row.case]
-    keys = jax.random.split(jax.random.key(0))
-    predictions = jax.random.normal(keys[0], sizes).astype(of_predictions)
-    pixels = None
+    pixels = _pixels(of_targets, sizes.values)
+    keys = jax.random.split(jax.random.key(0), 3)
+    batch = sizes.images, sizes.patches
     if of_targets == "uint8":
-        targets = jax.random.randint(keys[1], sizes, 0, 256).astype(jnp.uint8)
-        pixels = np.full(sizes[-1], 0.45, np.float32), np.full(sizes[-1], 0.225, np.float32)
+        targets = jax.random.randint(keys[0], (*batch, sizes.values), 0, 256).astype(jnp.uint8)
     else:
-        targets = jax.random.normal(keys[1], sizes).astype(of_targets)
-    predictions, targets = jax.device_put((predictions, targets), device)
-    expected = loss_and_gradient(predictions, targets, normalize=normalize, pixels=pixels)
-    if row.part == "loss":
-        found, expected = (compiled(predictions, targets),), expected[:1]
+        targets = jax.random.normal(keys[0], (*batch, sizes.values)).astype(of_targets)
+
+    def reference(first):
+        predictions = first if row.part != "head" else project(*first).astype(jnp.float32)
+        loss, gradient = loss_and_gradient(predictions, targets, normalize=normalize, pixels=pixels)
+        if row.part != "head":
+            return (loss, gradient)[: 1 if row.part == "loss" else 2]
+        return loss, jax.vjp(lambda layer: project(*layer).astype(jnp.float32), first)[1](gradient)[
+            0
+        ]
+
+    if row.part == "head":
+        first = (
+            jax.random.normal(keys[1], (*batch, sizes.width)).astype(of_predictions),
+            jax.random.normal(keys[2], (sizes.width, sizes.values)) / sizes.width**0.5,
+            jnp.zeros(sizes.values),
+        )
     else:
-        found = compiled(jnp.copy(predictions), targets)
-    errors = [
+        first = jax.random.normal(keys[1], (*batch, sizes.values)).astype(of_predictions)
+    first, targets = jax.device_put((first, targets), device)
+    expected = jax.tree.leaves(reference(first))
+    found = jax.tree.leaves(compiled(jax.tree.map(jnp.copy, first), targets))
+    error = max(
         float(jnp.abs(one.astype(jnp.float32) - true).max() / jnp.abs(true).max())
         for one, true in zip(found, expected, strict=True)
-    ]
+    )
     del found, expected
     seconds = []
     for _ in range(_ROUNDS):
         start = time.perf_counter()
         for _ in range(_CALLS):
-            result = compiled(predictions, targets)
-            if row.part == "gradient":
-                predictions = result[1]  # the last ones were given away; the numbers do not matter
+            result = compiled(first, targets)
+            if row.part != "loss":
+                first = result[1]  # the last ones were given away; the numbers do not matter
         jax.block_until_ready(result)
         seconds.append((time.perf_counter() - start) / _CALLS)
     median = float(np.median(seconds))
     return dataclasses.replace(
-        row,
-        seconds=median,
-        copy_fraction=row.least / median / copied,
-        error=max(errors),
+        row, seconds=median, copy_fraction=row.least / median / copied, error=error
     )
 
 

@@ -102,18 +102,11 @@ def _kernel(
     mask_ref = refs.pop(0) if has_mask else None
     affine_ref = refs.pop(0) if has_affine else None
     loss_ref, *gradient_refs = refs
-    rows, values = predictions_ref.shape
+    rows = predictions_ref.shape[0]
 
-    targets = targets_ref[...]
-    if targets.dtype == jnp.uint8:
-        targets = targets.astype(jnp.int32)  # Mosaic has no conversion from uint8 to floats
-    targets = targets.astype(jnp.float32)
-    if has_affine:
-        targets = targets * affine_ref[0:1, :] + affine_ref[1:2, :]
+    targets = targets_of(targets_ref, affine_ref)
     if normalize:
-        centred = targets - targets.sum(axis=1, keepdims=True) / values
-        variance = jnp.square(centred).sum(axis=1, keepdims=True) / (values - 1)
-        targets = centred * jax.lax.rsqrt(variance + epsilon)
+        targets = normalized(targets, epsilon)
     difference = predictions_ref[...].astype(jnp.float32) - targets
 
     weight = None
@@ -130,3 +123,22 @@ def _kernel(
     loss_ref[...] = (scaled * difference).sum(axis=0, keepdims=True)
     if with_gradient:
         gradient_refs[0][...] = (2.0 * scaled).astype(gradient_refs[0].dtype)
+
+
+def targets_of(targets_ref, affine_ref):
+    """Returns a block of targets [rows, P] as float32, standardised if there is something to do it by."""
+    targets = targets_ref[...]
+    if targets.dtype == jnp.uint8:
+        targets = targets.astype(jnp.int32)  # Mosaic has no conversion from uint8 to floats
+    targets = targets.astype(jnp.float32)
+    if affine_ref is not None:
+        targets = targets * affine_ref[0:1, :] + affine_ref[1:2, :]
+    return targets
+
+
+def normalized(targets, epsilon):
+    """Gives each row of [rows, P] zero mean and unit variance."""
+    values = targets.shape[1]
+    centred = targets - targets.sum(axis=1, keepdims=True) / values
+    variance = jnp.square(centred).sum(axis=1, keepdims=True) / (values - 1)
+    return centred * jax.lax.rsqrt(variance + epsilon)

@@ -10,6 +10,9 @@ _TPU_VALUES = 2**18
 # Images whose patches have fewer values are joined, else a program would move too little at a time.
 _TPU_LEAST = 2**15
 _TPU_LANES = 128
+# A tile of the TPU kernel that also projects holds so many features and predictions.
+_TPU_HEAD_VALUES = 2**19
+_TPU_HELD = 12 * 2**20  # bytes, beside the tile
 # A program of the GPU kernel holds so many values in its registers, in at most so many rows. Not tuned on a device.
 _GPU_VALUES = 4096
 _GPU_ROWS = 64
@@ -26,24 +29,22 @@ class Shape:
       images: of a batch (B).
       patches: decoded ones of an image (M).
       values: of a patch (P).
+      width: of the decoder, whose last layer makes them (D).
     """
 
     images: int
     patches: int
     values: int
-
-    @property
-    def size(self) -> int:
-        return self.images * self.patches * self.values
+    width: int
 
 
 SHAPES = {
-    "b16": Shape(256, 147, 768),  # ViT-B/16 at 224 pixels: 75 % of 196 patches
-    "b16_third": Shape(256, 49, 768),  # a third of them, as in configs/bim.py
-    "l16": Shape(128, 147, 768),
-    "h14": Shape(64, 192, 588),
-    "cifar": Shape(4096, 48, 48),  # 32 pixels in patches of 4
-    "patch6": Shape(512, 27, 108),
+    "b16": Shape(256, 147, 768, 512),  # ViT-B/16 at 224 pixels: 75 % of 196 patches, MAE's decoder
+    "b16_third": Shape(256, 49, 768, 192),  # a third of them, as in configs/bim.py
+    "l16": Shape(128, 147, 768, 512),
+    "h14": Shape(64, 192, 588, 512),
+    "cifar": Shape(4096, 48, 48, 192),  # 32 pixels in patches of 4
+    "patch6": Shape(512, 27, 108, 192),
 }
 
 
@@ -76,6 +77,29 @@ def tpu_blocks(shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], int]:
         return (images, patches, values), patches
     rows = max(_TPU_LANES, _TPU_VALUES // padded // _TPU_LANES * _TPU_LANES)
     return (images, patches, values), min(rows, patches)
+
+
+def why_no_head(shape: tuple[int, ...], width: int, itemsize: int) -> str | None:
+    """Says why the TPU kernel cannot also project features to patches of this shape [..., P], or None if it can.
+
+    Args:
+      shape: of the predictions.
+      width: of the features.
+      itemsize: bytes of a feature.
+    """
+    sides = [math.ceil(side / _TPU_LANES) * _TPU_LANES for side in (width, shape[-1])]
+    # The projection and its gradient in float32, each twice for double buffering.
+    held = math.prod(sides) * 2 * (itemsize + 4)
+    if held > _TPU_HELD:
+        return f"a projection of {width} to {shape[-1]} and its gradient take {held / 2**20:.0f} MiB of the VMEM"
+    return None
+
+
+def head_rows(count: int, width: int, values: int) -> int:
+    """Returns the tokens of a tile of the TPU kernel that also projects [count, width] to [count, values]."""
+    padded = sum(math.ceil(side / _TPU_LANES) * _TPU_LANES for side in (width, values))
+    rows = max(_TPU_LANES, _TPU_HEAD_VALUES // padded // _TPU_LANES * _TPU_LANES)
+    return min(rows, count)
 
 
 def why_not(
