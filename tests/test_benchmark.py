@@ -50,6 +50,27 @@ def test_the_pipeline_beside_the_step(capsys):
     assert float(ratio) == pytest.approx(int(made) / int(taken), rel=0.05)
 
 
+@pytest.mark.slow
+def test_what_the_loss_moves(capsys):
+    benchmark.kernel(["local"], ["patch6"], ["bfloat16, uint8"])
+    printed = capsys.readouterr().out
+    for part in ("loss", "gradient", "head"):
+        for implementation in ("xla", "xla, rows first", "pallas"):  # on a CPU all are XLA
+            assert f"local: patch6, bfloat16, uint8, {part}, {implementation}\n" in printed
+    table = [line for line in printed.splitlines() if re.match("[│|] patch6", line)]
+    assert len(table) == 9
+    least = 512 * 27 * 108 * 3 / 1e6  # predictions in bfloat16 and targets
+    cells = [cell.strip() for cell in re.split("[│|]", table[0])]
+    moved, ratio = [float(cell) for cell in cells if re.fullmatch(r"[\d.]+", cell)][:2]
+    assert moved / least == pytest.approx(ratio, rel=0.02)
+
+
+def test_unknown_shapes_and_targets_are_named():
+    for target, shape, message in (("local", "b17", "'b17' is unknown"), ("h99", "b16", "'h99'")):
+        with pytest.raises(ValueError, match=message):
+            benchmark.kernel([target], [shape], ["bfloat16, uint8"])
+
+
 def test_bad_arguments_are_one_sentence(monkeypatch):
     for arguments, message in (
         (["--config", "nowhere.py"], "nowhere.py: there is no such file"),

@@ -311,6 +311,36 @@ def test_with_the_layer_before(tile, dtypes, implementation, monkeypatch):
             check_layer(found, layer_reference(*inputs, normalize), inputs[0])
 
 
+@pytest.mark.slow
+def test_the_layer_under_transformations():
+    layer, targets, mask, _ = layer_and_targets("float32", "weights", (3, 2, 9, 48))
+    features, kernel, bias = layer
+
+    def loss(features, targets, mask, implementation="interpret_tpu"):
+        return projected_reconstruction_loss(
+            jnp.tanh(features),
+            kernel,
+            bias,
+            targets,
+            mask,
+            normalize=True,
+            implementation=implementation,
+        )
+
+    plain = jax.value_and_grad(functools.partial(loss, implementation="xla"))
+    expected = [plain(*row) for row in zip(features, targets, mask, strict=True)]
+    losses, gradients = (np.stack(part) for part in zip(*expected, strict=True))
+    fused = jax.value_and_grad(loss)
+    for transformed in (
+        jax.vmap(fused),
+        jax.vmap(jax.value_and_grad(jax.checkpoint(loss))),
+        lambda *rows: jax.lax.scan(lambda carry, row: (carry, fused(*row)), 0, rows)[1],
+    ):
+        found = jax.jit(transformed)(features, targets, mask)
+        np.testing.assert_allclose(found[0], losses, rtol=1e-5)
+        np.testing.assert_allclose(found[1], gradients, rtol=1e-4, atol=1e-6)
+
+
 def test_features_that_do_not_count_may_be_anything():
     layer, targets, mask, _ = layer_and_targets("float32", "random")
     expected = layer_gradients(layer, targets, mask, None, True, "interpret_tpu")
