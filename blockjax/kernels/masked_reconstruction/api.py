@@ -168,13 +168,9 @@ def _prepare(shape, targets, mask, normalize, pixels, denominator, implementatio
     else:
         denominator = jax.lax.stop_gradient(jnp.maximum(denominator, 1.0))
 
-    axes, parts = _split_axes(batch_axes)
-    static = _Static(
-        _kernels(implementation, shape, parts),
-        axes,
-        normalize,
-        implementation in ("interpret_tpu", "interpret_gpu"),
-    )
+    axes = _split_axes(batch_axes)
+    interpret = implementation in ("interpret_tpu", "interpret_gpu")
+    static = _Static(_kernels(implementation, shape, axes), axes, normalize, interpret)
     if not static.kernels:
         return static, targets, mask, denominator
     whole = (shape[0], math.prod(shape[1:-1]), shape[-1])
@@ -214,19 +210,25 @@ def _check(shape, dtype, targets, mask, implementation):
 
 
 def _split_axes(batch_axes):
-    """Returns those axes of the mesh in context that split the batch and are not a shard_map's, and their size."""
+    """Returns those axes of the mesh in context that split the batch and are not those of a shard_map around."""
     mesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    axes = tuple(
+    return tuple(
         axis
-        for axis in batch_axes
-        if kinds.get(axis, AxisType.Manual) != AxisType.Manual and mesh.shape[axis] > 1
+        for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if axis in batch_axes and kind != AxisType.Manual and mesh.shape[axis] > 1
     )
-    return axes, math.prod(mesh.shape[axis] for axis in axes)
 
 
-def _kernels(implementation, shape, parts):
+def _why_not_split(axes):
+    mesh = jax.sharding.get_abstract_mesh()
+    if axes and AxisType.Manual in mesh.axis_types:
+        return f"XLA splits the batch over {', '.join(axes)} inside a shard_map, where newer ones cannot have another"
+    return None
+
+
+def _kernels(implementation, shape, axes):
     """Returns the kernels that take such predictions, ((platform, name), ...); none for plain XLA."""
+    parts = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
     if implementation is None:
         names = MEASURED_BEST.values()
     elif implementation == "pallas":
@@ -240,6 +242,7 @@ def _kernels(implementation, shape, parts):
         reason = why_not(name, shape, parts=parts, device=jax.devices()[0])
         if _KERNELS[name] is None:
             reason = "this JAX has no Pallas on Triton"
+        reason = reason or _why_not_split(axes)
         if reason is None:
             found.append((_PLATFORMS[name], name))
         else:

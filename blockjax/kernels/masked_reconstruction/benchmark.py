@@ -149,7 +149,9 @@ def _compile(shape, case, implementation, part, device):
     def array(*shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    batch = sizes.images, sizes.patches
+    batch = (
+        sizes.images * sizes.patches,
+    )  # one list of patches: TPUs would have to lay out others anew
     first = array(*batch, sizes.values, dtype=of_predictions)
     if part == "head":
         first = (
@@ -188,7 +190,7 @@ def _pixels(dtype, values):
 def _rows_first(predictions, targets, pixels, normalize):
     targets = targets.astype(jnp.float32)
     if pixels is not None:
-        targets = (targets / 255.0 - pixels[0][None, None]) / pixels[1][None, None]
+        targets = (targets / 255.0 - pixels[0][None]) / pixels[1][None]
     if normalize:
         targets = normalize_patches(targets)[0]
     # Two sums XLA would join to one; a mean is multiplied between.
@@ -200,7 +202,7 @@ def _measure(row, compiled, device, copied):
     of_predictions, of_targets, normalize = CASES[row.case]
     pixels = _pixels(of_targets, sizes.values)
     keys = jax.random.split(jax.random.key(0), 3)
-    batch = sizes.images, sizes.patches
+    batch = (sizes.images * sizes.patches,)
     if of_targets == "uint8":
         targets = jax.random.randint(keys[0], (*batch, sizes.values), 0, 256).astype(jnp.uint8)
     else:
