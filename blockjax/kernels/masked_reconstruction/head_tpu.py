@@ -44,7 +44,7 @@ def run(
     """
     width, values = kernel_DP.shape
     count = targets_BMP.size // values
-    rows = head_rows(count, width, values)
+    rows = head_rows(count, width, values, features_BMD.dtype.itemsize)
     tiles = pl.cdiv(count, rows)
 
     def tile(columns):

@@ -10,8 +10,8 @@ _TPU_VALUES = 2**18
 # Images whose patches have fewer values are joined, else a program would move too little at a time.
 _TPU_LEAST = 2**15
 _TPU_LANES = 128
-# A tile of the TPU kernel that also projects holds so many features and predictions.
-_TPU_HEAD_VALUES = 2**19
+# Bytes of features and predictions in a tile of the TPU kernel that also projects.
+_TPU_HEAD_TILE = 2**20
 _TPU_HELD = 12 * 2**20  # bytes, beside the tile
 # A program of the GPU kernel holds so many values in its registers, in at most so many rows. Not tuned on a device.
 _GPU_VALUES = 4096
@@ -95,10 +95,10 @@ def why_no_head(shape: tuple[int, ...], width: int, itemsize: int) -> str | None
     return None
 
 
-def head_rows(count: int, width: int, values: int) -> int:
+def head_rows(count: int, width: int, values: int, itemsize: int) -> int:
     """Returns the tokens of a tile of the TPU kernel that also projects [count, width] to [count, values]."""
     padded = sum(math.ceil(side / _TPU_LANES) * _TPU_LANES for side in (width, values))
-    rows = max(_TPU_LANES, _TPU_HEAD_VALUES // padded // _TPU_LANES * _TPU_LANES)
+    rows = max(_TPU_LANES, _TPU_HEAD_TILE // (padded * itemsize) // _TPU_LANES * _TPU_LANES)
     return min(rows, count)
 
 
