@@ -17,11 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
 
 from blockjax import figures
 from blockjax.checkpoint import UnusableCheckpoint
-from blockjax.main import load_config, use_compilation_cache
+from blockjax.data.augment import CorruptImage
+from blockjax.main import load_config, use_compilation_cache, what_happened
 from blockjax.memory.profiles import DoesNotFit
 from blockjax.pretrain import Interrupted, Pretraining
 from blockjax.variants import OPTIONS, vary
@@ -54,8 +56,10 @@ def main() -> None:
         compare(arguments.configs, arguments.strategies.split(","), seeds, arguments.workdir)
     except Interrupted as stop:
         sys.exit(str(stop))
-    except (ValueError, FloatingPointError, DoesNotFit, UnusableCheckpoint) as error:
+    except (ValueError, FloatingPointError, DoesNotFit, UnusableCheckpoint, CorruptImage) as error:
         sys.exit(f"error: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        sys.exit(what_happened(error, arguments.workdir) or f"error: {error}")
 
 
 def _integers(text):

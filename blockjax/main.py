@@ -80,7 +80,7 @@ def _main(argv):
     except (FloatingPointError, DoesNotFit, UnusableCheckpoint, CorruptImage) as error:
         sys.exit(f"error: {error}")
     except jax.errors.JaxRuntimeError as error:
-        message = _what_happened(error, workdir)
+        message = what_happened(error, workdir)
         if message is None:
             raise
         if jax.process_count() == 1:
@@ -89,7 +89,7 @@ def _main(argv):
         os._exit(1)  # a proper exit would wait for the others
 
 
-def _what_happened(error, workdir):
+def what_happened(error: jax.errors.JaxRuntimeError, workdir: str | os.PathLike) -> str | None:
     """Returns a sentence on an error of the running program, or None where only its own text can help."""
     text = " ".join(str(error).split())[:300]
     if "RESOURCE_EXHAUSTED" in text:

@@ -3,11 +3,13 @@
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from blockjax import compare as compare_lib
+from blockjax.data.augment import CorruptImage
 from blockjax.pretrain import Interrupted, Pretraining
 from tests.tiny import images
 
@@ -121,3 +123,22 @@ def test_bad_arguments_are_one_sentence(files, tmp_path, monkeypatch):
         monkeypatch.setattr("sys.argv", ["compare", *arguments, "--workdir", str(tmp_path / "out")])
         with pytest.raises(SystemExit, match=re.escape(message)):
             compare_lib.main()
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out"), "error: out of memory .* Try"),
+        (CorruptImage("a.png: cut short"), "error: a.png: cut short"),
+        (Interrupted("SIGTERM: stopped"), "SIGTERM: stopped"),
+    ],
+)
+def test_a_run_that_fails_says_why(error, message, files, tmp_path, monkeypatch):
+    def run(self):
+        raise error
+
+    monkeypatch.setattr(Pretraining, "run", run)
+    arguments = [files("good", "mae"), "--workdir", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["compare", *arguments])
+    with pytest.raises(SystemExit, match=message):
+        compare_lib.main()

@@ -79,12 +79,7 @@ def masked_reconstruction_loss(
     static, *operands = _prepare(
         predictions.shape, targets, mask, normalize, pixels, denominator, implementation, batch_axes
     )
-    if not static.kernels:
-        targets, mask, denominator = operands
-        return xla.masked_reconstruction_loss(
-            predictions, targets, mask, pixels, denominator, normalize
-        )
-    return _loss(static, predictions.reshape(operands[0].shape), *operands)
+    return _of_predictions(static, predictions, pixels, operands)
 
 
 def projected_reconstruction_loss(
@@ -134,22 +129,26 @@ def projected_reconstruction_loss(
     )
     on_tpu = "tpu" in dict(static.kernels)
     if not on_tpu or why_no_head(shape, features.shape[-1], features.dtype.itemsize):
-        predictions = project(features, kernel, bias)
-        if static.kernels:
-            return _loss(static, predictions.reshape(operands[0].shape), *operands)
-        targets, mask, denominator = operands
-        return xla.masked_reconstruction_loss(
-            predictions, targets, mask, pixels, denominator, normalize
-        )
+        return _of_predictions(static, project(features, kernel, bias), pixels, operands)
     features = features.reshape(*operands[0].shape[:-1], features.shape[-1])
     return _projected_loss(static, features, kernel, bias, *operands)
 
 
-def project(features, kernel, bias):
-    """Does what `flax.linen.Dense` does in the features' dtype."""
+def project(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Returns [..., D] @ [D, P] + [P] in the features' dtype, as `flax.linen.Dense` computes it."""
     over = (((features.ndim - 1,), (0,)), ((), ()))
     product = jax.lax.dot_general(features, kernel.astype(features.dtype), over)
     return product + jnp.expand_dims(bias.astype(features.dtype), range(features.ndim - 1))
+
+
+def _of_predictions(static, predictions, pixels, operands):
+    """Returns the loss by kernels or, where there are none, by XLA, of what `_prepare` returns."""
+    if static.kernels:
+        return _loss(static, predictions.reshape(operands[0].shape), *operands)
+    targets, mask, denominator = operands
+    return xla.masked_reconstruction_loss(
+        predictions, targets, mask, pixels, denominator, static.normalize
+    )
 
 
 def _prepare(shape, targets, mask, normalize, pixels, denominator, implementation, batch_axes):
