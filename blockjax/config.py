@@ -314,6 +314,18 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
+def from_json(saved: dict[str, Any]) -> ml_collections.ConfigDict:
+    """Returns the config that `to_json` gave; fields that are younger than it have their defaults.
+
+    Raises:
+      ValueError: a field that does not exist.
+    """
+    config = default_config()
+    for field, value in _flatten(saved).items():
+        set_field(config, field, tuple(value) if isinstance(value, list) else value)
+    return config
+
+
 def differences(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lists the fields in which two configs (from `to_json`) describe different runs, "field: saved -> new" each."""
     # A field that is younger than the saved run had its default's effect.

@@ -1,201 +1,333 @@
-"""What every block learned: kNN and a linear probe on frozen features, beside raw pixels and an untrained encoder."""
+"""What every block learned: probes of frozen features, beside raw pixels and an untrained encoder.
 
+    python -m blockjax.evaluate --workdir runs/quickstart
+
+The workdir is that of a run, or a folder or file of weights (then with --data). All depths are read in one pass over
+the images, on all devices; features that are too large for memory are kept in files meanwhile. Writes evaluation.json
+and evaluation.png.
+"""
+
+import argparse
+import dataclasses
 import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from absl import logging
+from jax.sharding import Mesh
 
-from blockjax.learner import Learner
-from blockjax.objectives.patches import patchify, standardize
-from blockjax.sharding import replicated
-from blockjax.state import TrainState
+from blockjax import figures, monitor
+from blockjax import probes as probe_lib
+from blockjax.backbone import READOUTS, Backbone
+from blockjax.data.augment import CorruptImage
+from blockjax.data.pipeline import evaluation_batches, evaluation_images
+from blockjax.data.sources import KINDS, open_source
+from blockjax.features import BATCH, Features, read_features
+from blockjax.main import use_compilation_cache
+from blockjax.progress import Progress, render_table
+from blockjax.sharding import make_mesh
+from blockjax.transfer import Run, is_run, open_run, open_weights
+from blockjax.writers import read_metrics, write_bytes_atomic, write_json_atomic
 
 PyTree = Any
 
-# Weighted kNN as in DINO's evaluation (facebookresearch/dino, eval_knn.py): 20 neighbours, temperature 0.07.
-NEIGHBOURS = 20
-TEMPERATURE = 0.07
-# Ridge penalties, as multiples of the mean eigenvalue (features are standardised); the best on held-out data is used.
-PENALTIES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
-_BATCH = 250
-_PIXEL_SIDE = 32
+_CALIBRATION = 1024  # images whose statistics the BatchNorm of readouts gets
+_MONITORED = 2048  # images whose features' rank is measured
 
 
-def probe_blocks(
-    learner: Learner,
-    state: TrainState,
-    untrained: TrainState,
-    train: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
+def main() -> None:
+    """Reads the flags, and evaluates."""
+    parser = argparse.ArgumentParser(
+        prog="python -m blockjax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, help="of a run; or a folder or file of weights")
+    add("--data", help=f"{', '.join(KINDS)} (default: what the run was trained on)")
+    add("--data_dir", help="of TFDS; default: the run's")
+    add("--train_split", help="learned from (default: the run's)")
+    add("--test_split", help="accuracy is measured on (default: the run's)")
+    add("--blocks", default="all", help="such as 1,4 (default: %(default)s)")
+    add("--probes", default="knn,linear,few_shot", help=f"of {', '.join(probe_lib.PROBES)}")
+    add("--readouts", default="all", help=f"of {', '.join(READOUTS)} (default: %(default)s)")
+    add("--pool", type=int, help="side of the grid of the readout grid (default: the run's)")
+    add("--train_examples", type=int, help="at most so many (default: all)")
+    add("--test_examples", type=int, help="at most so many (default: all)")
+    add("--output", help="folder for evaluation.json and evaluation.png (default: the workdir)")
+    arguments = parser.parse_args()
+    logging.set_verbosity(logging.WARNING)
+    use_compilation_cache()
+    try:
+        evaluate(**vars(arguments))
+    except (ValueError, CorruptImage) as error:
+        sys.exit(f"error: {error}")
+
+
+def evaluate(
+    workdir: str,
     *,
-    classes: int,
-    pool: int,
-) -> list[dict[str, Any]]:
-    """Probes pixels, an untrained encoder and every block.
-
-    Args:
-      learner: the run's functions.
-      state: the trained state.
-      untrained: the state before the first step; its best block is the row `untrained`.
-      train: (images uint8 [n, H, W, 3], labels int [n]) that the probes learn from.
-      test: the same, on which accuracy is measured.
-      classes: number of classes.
-      pool: side of the grid over which tokens are averaged.
+    data: str | None = None,
+    data_dir: str | None = None,
+    train_split: str | None = None,
+    test_split: str | None = None,
+    blocks: str = "all",
+    probes: str = "knn,linear,few_shot",
+    readouts: str = "all",
+    pool: int | None = None,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+    output: str | None = None,
+) -> dict[str, Any]:
+    """Probes an encoder at every depth; arguments are the command's flags.
 
     Returns:
-      A list of {"features", "knn", "linear"}, accuracies in [0, 1], for pixels, untrained, block_1 ... block_K.
+      What evaluation.json gets: {"workdir", "data", "step", "pool", "train_examples", "test_examples", "probes",
+      "monitors"}. A row of "probes" is {"encoder": pixels, untrained or trained; "block", "readout"; accuracies, see
+      `blockjax.probes.probe`}; one of "monitors" is {"block", "effective_rank", "feature_std", "cosine"}, and where
+      the run logged losses "loss" and "gain", by how much the loss is less than that of the block before.
+
+    Raises:
+      ValueError: an argument that cannot be used, or data without labels.
     """
-    probe = functools.partial(_probe, train[1], test[1], classes)
-    rows = [{"features": "pixels", **probe(pixels(train[0]), pixels(test[0]))}]
-    before = [
-        probe(*features)
-        for features in zip(
-            block_features(learner, untrained, train[0], pool),
-            block_features(learner, untrained, test[0], pool),
-            strict=True,
+    subject = _Subject.of(workdir)
+    names = _chosen("--probes", probes, probe_lib.PROBES)
+    at = _depths(blocks, subject.backbone.blocks)
+    kinds = _chosen("--readouts", ",".join(READOUTS) if readouts == "all" else readouts, READOUTS)
+    settings = subject.settings
+    spec = data or settings.get("source")
+    if spec is None:
+        raise ValueError("--data is missing: weights do not say on which images to probe them")
+    own_data = spec == settings.get("source")
+    splits = [
+        train_split or (settings["train_split"] if own_data else "train"),
+        test_split or (settings["test_split"] if own_data else "test"),
+    ]
+    sources = [open_source(spec, split, data_dir or settings.get("dir")) for split in splits]
+    for source, split in zip(sources, splits, strict=True):
+        if not source.labelled:
+            raise ValueError(f"{spec} [{split}] has no labels, which probes need; give --data")
+    folder = Path(output or (workdir if Path(workdir).is_dir() else "."))
+    folder.mkdir(parents=True, exist_ok=True)
+    pool = pool or settings.get("pool", 1)
+    grid = subject.backbone.vit.grid[0]
+    if pool < 1 or grid % pool:
+        raise ValueError(f"--pool {pool} does not divide the {grid} x {grid} grid of patches")
+
+    print(f"encoder     {subject.description}\ndata        {sources[0].description}", flush=True)
+    mesh, params = subject.mesh, subject.params
+    size = subject.backbone.vit.image_size
+    if "own" in kinds:
+        images, _ = evaluation_images(sources[0], size, limit=_CALIBRATION)
+        calibrate = jax.jit(subject.backbone.calibrated)
+        params = calibrate(params, images[: len(images) // mesh.size * mesh.size])
+    limits = (train_examples, test_examples)
+
+    def read(name, params, kinds):
+        return [
+            _read(
+                f"{name}, {split}",
+                subject.backbone,
+                params,
+                source,
+                limit,
+                readouts=kinds,
+                depths=at,
+                pool=pool,
+                mesh=mesh,
+                folder=folder,
+            )
+            for source, split, limit in zip(sources, splits, limits, strict=True)
+        ]
+
+    train, test = read("trained", params, kinds)
+    classes = int(max(train.labels.max(), test.labels.max())) + 1
+    rows = [
+        {"encoder": "pixels", "block": None, "readout": "pixels"}
+        | _probe(names, train, test, classes, lambda found: found.pixels)
+    ]
+    encoders = {"untrained": read("untrained", subject.untrained, [k for k in kinds if k != "own"])}
+    encoders["trained"] = [train, test]
+    total = sum(len(of_depth) for pair in encoders.values() for of_depth in pair[0].arrays.values())
+    with Progress(total, unit="probe") as progress:
+        for encoder, pair in encoders.items():
+            for readout in pair[0].arrays:
+                for depth in pair[0].arrays[readout]:
+                    array = functools.partial(_array, readout, depth)
+                    accuracies = _probe(names, *pair, classes, array)
+                    rows.append(
+                        {"encoder": encoder, "block": depth, "readout": readout} | accuracies
+                    )
+                    progress.update(len(rows) - 1, [])
+    result = {
+        "workdir": str(workdir),
+        "data": spec,
+        "step": subject.step,
+        "pool": pool,
+        "train_examples": len(train.labels),
+        "test_examples": len(test.labels),
+        "probes": rows,
+        "monitors": _monitors(test, kinds, subject.losses),
+    }
+    write_json_atomic(folder / "evaluation.json", result)
+    write_bytes_atomic(folder / "evaluation.png", figures.evaluation(rows))
+    _show(result, f"accuracy on {spec} [{splits[1]}]")
+    print(f"written     {folder}/evaluation.json, evaluation.png", flush=True)
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """What is evaluated: a backbone with trained and untrained parameters, and what its run says about data."""
+
+    backbone: Backbone
+    params: PyTree
+    untrained: PyTree
+    mesh: Mesh
+    settings: dict[str, Any]
+    step: int | None
+    losses: list[float]
+    description: str
+
+    @classmethod
+    def of(cls, path: str) -> "_Subject":
+        return cls._of_run(open_run(path)) if is_run(path) else cls._of_weights(path)
+
+    @classmethod
+    def _of_run(cls, run: Run) -> "_Subject":
+        config = run.config
+        metrics = [
+            row for row in read_metrics(run.workdir / "metrics.jsonl") if row["step"] <= run.step
+        ]
+        last = metrics[-1] if metrics else {}
+        losses = [value for name, value in last.items() if name.endswith("/loss")]
+        kind = "blocks" if run.learner.rows > 1 else "depths"
+        return cls(
+            backbone=run.backbone,
+            params=run.params,
+            untrained=run.untrained,
+            mesh=run.state.step.sharding.mesh,
+            settings={**config.data.to_dict(), "pool": config.probe.pool},
+            step=run.step,
+            losses=losses,
+            description=f"{config.objective}, {config.strategy}, step {run.step}; {config.model.depth} layers of width "
+            f"{config.model.width}, {config.blocks} {kind}",
         )
-    ]
-    rows.append({"features": "untrained", **max(before, key=lambda row: row["linear"])})
-    pairs = zip(
-        block_features(learner, state, train[0], pool),
-        block_features(learner, state, test[0], pool),
-        strict=True,
-    )
-    rows += [
-        {"features": f"block_{k}", **probe(*features)} for k, features in enumerate(pairs, start=1)
-    ]
+
+    @classmethod
+    def _of_weights(cls, path: str) -> "_Subject":
+        weights = open_weights(path)
+        vit = weights.vit
+        mesh = make_mesh((jax.device_count(), 1, 1))
+        everywhere = jax.NamedSharding(mesh, jax.P())
+
+        def placed(params, norm):
+            layers = jax.tree.map(lambda leaf: leaf[:, None], params["layers"])
+            heads = {"norm": jax.tree.map(lambda leaf: leaf[None], norm)}
+            whole = {"stem": params["stem"], "layers": layers, "heads": heads}
+            return jax.device_put(whole, everywhere)
+
+        stem_key, layers_key = jax.random.split(jax.random.key(0))
+        untrained = {
+            "stem": vit.init_stem(stem_key),
+            "layers": jax.tree.map(lambda leaf: leaf[0], vit.init_layers(layers_key, 1)),
+        }
+        return cls(
+            backbone=Backbone(vit, vit.depth),
+            params=placed(weights.params, weights.params["norm"]),
+            untrained=placed(untrained, weights.params["norm"]),
+            mesh=mesh,
+            settings={},
+            step=None,
+            losses=[],
+            description=f"{path}; {vit.depth} layers of width {vit.width}, read after each",
+        )
+
+
+def _read(title, backbone, params, source, limit, **options) -> Features:
+    batches = evaluation_batches(source, backbone.vit.image_size, BATCH, limit=limit)
+    total = min(len(source), limit or len(source))
+    print(f"features    {title}", flush=True)
+    with Progress(total, unit="image") as progress:
+        return read_features(
+            backbone,
+            params,
+            batches,
+            total,
+            on_images=lambda done: progress.update(done, []),
+            **options,
+        )
+
+
+def _probe(names, train, test, classes, array: Callable[[Features], np.ndarray]):
+    return probe_lib.probe(names, (array(train), train.labels), (array(test), test.labels), classes)
+
+
+def _array(readout, depth, features):
+    return features.arrays[readout][depth]
+
+
+def _monitors(features, readouts, losses):
+    """Signs of collapse in the test images' features, block by block, and what each block's loss gained."""
+    readout = next(kind for kind in ("mean", "grid", "cls", "own") if kind in readouts)
+    rows = []
+    for depth, array in features.arrays[readout].items():
+        found = jax.device_get(jax.jit(monitor.spread)(np.asarray(array[:_MONITORED])))
+        row = {"block": depth, **{name: float(value) for name, value in found.items()}}
+        if len(losses) >= depth and len(losses) > 1:
+            row["loss"] = losses[depth - 1]
+            row["gain"] = losses[depth - 2] - losses[depth - 1] if depth > 1 else None
+        rows.append(row)
     return rows
 
 
-def pixels(images_BHWC: np.ndarray) -> np.ndarray:
-    """Returns raw pixels as features, [B, F] float32 in [0, 1]; images above 32 pixels a side are averaged down."""
-    factor = max(1, images_BHWC.shape[1] // _PIXEL_SIDE)
-    side = images_BHWC.shape[1] // factor
-    images_BHWC = images_BHWC[:, : side * factor, : side * factor].astype(np.float32) / 255.0
-    cut = images_BHWC.reshape(-1, side, factor, side, factor, 3)
-    return cut.mean(axis=(2, 4)).reshape(len(images_BHWC), -1)
+def _show(result, title):
+    rows = result["probes"]
+    keys = [key for key in rows[0] if key not in ("encoder", "block", "readout")]
+    keys = [key for key in keys if not key.endswith("_std")]
+    shown = []
+    for row in rows:
+        name = row["encoder"] if row["block"] is None else f"block {row['block']}"
+        if row["encoder"] == "untrained":
+            name += ", untrained"
+        shown.append([name, row["readout"], *(row[key] for key in keys)])
+    columns = [key.replace("_", " ") for key in keys]
+    render_table(title, ["features", "readout", *columns], shown)
+    monitors = result["monitors"]
+    if monitors:
+        keys = [key for key in monitors[0] if key != "block"]
+        render_table(
+            "features of the test images, mean readout",
+            ["block", *(key.replace("_", " ") for key in keys)],
+            [[f"block {row['block']}", *(row[key] for key in keys)] for row in monitors],
+        )
 
 
-def block_features(
-    learner: Learner, state: TrainState, images_BHWC: np.ndarray, pool: int
-) -> list[np.ndarray]:
-    """Returns the features of every block: its tokens, normalised and averaged over a pool x pool grid.
-
-    A mean over all tokens would hide where things are, which a linear probe on small images needs.
-
-    Returns:
-      K arrays [B, pool² · D], float32, on the host.
-    """
-    mesh = getattr(state.step.sharding, "mesh", None)
-    devices = mesh.size if mesh else 1
-    size = -(-_BATCH // devices) * devices
-    padding = -len(images_BHWC) % size
-    padded = np.concatenate([images_BHWC, images_BHWC[:1].repeat(padding, axis=0)])
-    batches = []
-    for i in range(0, len(padded), size):
-        batch = padded[i : i + size]
-        if devices > 1:  # each device, of whatever process, takes its share
-            split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-            batch = jax.make_array_from_callback(batch.shape, split, batch.__getitem__)
-        batches.append(jax.device_get(_features(learner, pool, mesh, state, batch)))
-    return list(np.concatenate(batches, axis=1)[:, : len(images_BHWC)])
+def _chosen(flag, text, known) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{flag}: {name!r} is unknown; it may be some of {','.join(known)}")
+    return names
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _features(learner, pool, mesh, state, images_BHWC):
-    patches = patchify(images_BHWC, learner.vit.patch_size)
-    positions = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
-    inputs = {"patches": standardize(patches), "positions": positions}
-
-    def readout(tokens_BTD):
-        return _pooled(tokens_BTD[:, 1:].astype(jnp.float32), *learner.vit.grid, pool)
-
-    return replicated(learner.read(state, inputs, readout), mesh)
-
-
-def _pooled(tokens_BND, rows, columns, pool):
-    mean = tokens_BND.mean(axis=-1, keepdims=True)
-    tokens_BND = (tokens_BND - mean) / jnp.sqrt(tokens_BND.var(axis=-1, keepdims=True) + 1e-6)
-    batch, _, width = tokens_BND.shape
-    cells = tokens_BND.reshape(batch, pool, rows // pool, pool, columns // pool, width)
-    return cells.mean(axis=(2, 4)).reshape(batch, -1)
+def _depths(text: str, there: int) -> tuple[int, ...]:
+    if text == "all":
+        return tuple(range(1, there + 1))
+    try:
+        depths = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise ValueError(
+            f"--blocks {text!r} should be numbers with commas between, or all"
+        ) from None
+    if not 1 <= depths[0] <= depths[-1] <= there:
+        raise ValueError(f"--blocks {text}: there are blocks 1 to {there}")
+    return depths
 
 
-def _probe(train_labels, test_labels, classes, train_features, test_features):
-    return {
-        "knn": knn_accuracy(train_features, train_labels, test_features, test_labels, classes),
-        "linear": linear_accuracy(
-            train_features, train_labels, test_features, test_labels, classes
-        ),
-    }
-
-
-def knn_accuracy(
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
-    classes: int,
-) -> float:
-    """Accuracy of weighted k-nearest neighbours: cosine similarity, votes exp(similarity / 0.07) of the 20 nearest."""
-    train, test = jnp.asarray(_unit(train_features)), _unit(test_features)
-    votes = jax.nn.one_hot(train_labels, classes)
-    predicted = [_vote(train, votes, test[i : i + 1000]) for i in range(0, len(test), 1000)]
-    return float(np.mean(np.concatenate(predicted) == test_labels))
-
-
-@jax.jit
-def _vote(train_features, votes, queries):
-    k = min(NEIGHBOURS, len(train_features))
-    similarity, nearest = jax.lax.top_k(queries @ train_features.T, k)
-    weights = jnp.exp((similarity - similarity[:, :1]) / TEMPERATURE)
-    return jnp.argmax(jnp.einsum("bk,bkc->bc", weights, votes[nearest]), axis=-1)
-
-
-def linear_accuracy(
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
-    classes: int,
-) -> float:
-    """Accuracy of a ridge classifier in closed form, on standardised features.
-
-    The penalty is chosen on every fifth training example, held out; then all training examples are used.
-    """
-    mean, std = train_features.mean(axis=0), train_features.std(axis=0) + 1e-5
-    train, test = (train_features - mean) / std, (test_features - mean) / std
-    targets = 2.0 * np.eye(classes, dtype=np.float32)[train_labels] - 1.0
-    held = np.arange(len(train)) % 5 == 4
-    if held.any():
-        predicted = _ridge(train[~held], targets[~held], np.float32(PENALTIES), train[held])
-        scores = np.mean(np.asarray(predicted) == train_labels[held], axis=1)
-        penalty = PENALTIES[int(np.argmax(scores))]
-    else:
-        penalty = 1.0
-    predicted = _ridge(train, targets, np.float32([penalty]), test)
-    return float(np.mean(np.asarray(predicted)[0] == test_labels))
-
-
-@jax.jit
-def _ridge(features, targets, penalties, queries):
-    """Predicted classes of the queries for each penalty, [penalties, queries]: ridge regression with a free bias."""
-    center, bias = features.mean(axis=0), targets.mean(axis=0)
-    features, targets = features - center[None], targets - bias[None]
-    gram = features.T @ features / len(features)
-    moments = features.T @ targets / len(features)
-    scale = jnp.trace(gram) / len(gram)
-
-    def predict(penalty):
-        damped = gram + penalty * scale * jnp.eye(len(gram))
-        weights = jax.scipy.linalg.solve(damped, moments, assume_a="pos")
-        return jnp.argmax((queries - center[None]) @ weights + bias[None], axis=-1)
-
-    return jax.lax.map(predict, penalties)
-
-
-def _unit(features):
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-8)
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 import collections
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -151,6 +152,49 @@ def comparison(rows: Sequence[dict[str, Any]]) -> bytes:
     )
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
+    return _png(figure)
+
+
+def evaluation(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Draws accuracy against block: a panel for each probe, a line for each readout, untrained and pixels beside.
+
+    Args:
+      rows: of `blockjax.evaluate.evaluate`.
+
+    Returns:
+      A PNG.
+    """
+    pixels, *rows = rows
+    of_probe = [key for key in pixels if key not in ("encoder", "block", "readout")]
+    of_probe = [key for key in of_probe if not key.endswith("_std")]
+    readouts = [*dict.fromkeys(row["readout"] for row in rows)]
+    columns = min(3, len(of_probe))
+    lines = -(-len(of_probe) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(4 * columns, 3 * lines), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[len(of_probe) :]:
+        axis.set_visible(False)
+    colors = dict(zip(readouts, plt.get_cmap("tab10").colors, strict=False))
+    for axis, key in zip(axes.flat, of_probe, strict=False):
+        for (encoder, style), readout in itertools.product(
+            (("trained", "o-"), ("untrained", "x:")), readouts
+        ):
+            found = [r for r in rows if (r["encoder"], r["readout"]) == (encoder, readout)]
+            if found:
+                blocks, values = [r["block"] for r in found], [r[key] for r in found]
+                label = readout if encoder == "trained" else f"{readout}, untrained"
+                axis.plot(blocks, values, style, color=colors[readout], label=label, markersize=4)
+        axis.axhline(pixels[key], color="gray", linewidth=1, label="pixels")
+        axis.set_title(key.replace("_", " "), fontsize="medium")
+        axis.set_xlabel("block")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("accuracy")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, frameon=False, ncols=5, loc="outside lower center", fontsize="small"
+    )
     return _png(figure)
 
 

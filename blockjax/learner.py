@@ -1,7 +1,7 @@
 """What a config describes, put together: encoder, objective and optimizer as a train step and its first state."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import optax
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from blockjax.backbone import Backbone
 from blockjax.models.vit import ViT, regroup
 from blockjax.objectives import OBJECTIVES
 from blockjax.optimizer import learning_rate_schedule, make_optimizer
@@ -20,7 +21,6 @@ from blockjax.state import (
     TrainState,
     host_memory_kinds,
     init_block_state,
-    to_device,
     to_host,
 )
 from blockjax.strategies import Block, blockwise, end_to_end, pipelined, streamed
@@ -160,25 +160,17 @@ class Learner:
         count = jax.device_put(np.int32(len(batches)), NamedSharding(mesh, PartitionSpec()))
         return {"batches": {"image": put_rows(mesh, np.stack(filled), axis=1)}, "count": count}
 
-    def read(
-        self, state: TrainState, inputs: PyTree, readout: Callable[[jax.Array], PyTree]
-    ) -> PyTree:
-        """Returns `readout` of the tokens [B, T, D] that leave each of the K read-out depths, stacked: leaves [K, ...].
+    @property
+    def backbone(self) -> Backbone:
+        """The encoder alone; `backbone_params` gives its parameters."""
+        return Backbone(self.vit, self.readouts, self.objective.readout_module)
 
-        Args:
-          state: that of a run.
-          inputs: the stem's.
-          readout: a pure function. Each depth's tokens are dropped before the next ones are made.
-        """
-        layers = state.blocks.params["layers"]
+    def backbone_params(self, state: TrainState) -> PyTree:
+        """Returns the part of a run's state that `backbone` takes."""
+        layers, heads = (state.blocks.params[name] for name in ("layers", "head"))
         if self.rows != self.readouts:
             layers = regroup(layers, self.readouts, stacked=2)
-
-        def one(tokens, row):
-            tokens = self.vit.layers(to_device(row), tokens)
-            return tokens, readout(tokens)
-
-        return jax.lax.scan(one, self.vit.stem(state.stem.params, inputs), layers)[1]
+        return {"stem": state.stem.params, "layers": layers, "heads": heads}
 
 
 def _with_noise(stream, scale, rng):
@@ -194,6 +186,12 @@ def _with_noise(stream, scale, rng):
     noise = jax.random.normal(rng, stream.shape, stream.dtype)
     spread = jnp.std(stream.astype(jnp.float32))
     return stream + (scale * jax.lax.stop_gradient(spread)).astype(stream.dtype) * noise
+
+
+def run_key(seed: int, name: str) -> jax.Array:
+    """Returns a run's key for one of its parts: init, train, figure, fit."""
+    parts = {"init": 0, "train": 1, "figure": 2, "fit": 3}
+    return jax.random.fold_in(jax.random.key(seed), parts[name])
 
 
 def state_formats(compiled: jax.stages.Compiled) -> TrainState:

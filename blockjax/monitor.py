@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from blockjax.learner import Learner
 from blockjax.models.heads import l2_normalize
-from blockjax.objectives.patches import patchify, standardize
 from blockjax.sharding import replicated
 from blockjax.state import TrainState
 
@@ -51,10 +50,9 @@ def monitor(learner: Learner, mesh, state: TrainState, images_BHWC: jax.Array) -
     Returns:
       {name: [K]}.
     """
-    patches = patchify(images_BHWC[:IMAGES], learner.vit.patch_size)
-    positions = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
-    inputs = {"patches": standardize(patches), "positions": positions}
-    found = learner.read(state, inputs, lambda tokens: spread(_features(tokens)))
+    backbone, params = learner.backbone, learner.backbone_params(state)
+    inputs = backbone.inputs(images_BHWC[:IMAGES])
+    found, _ = backbone.read(params, inputs, lambda tokens: spread(backbone.pooled(tokens, "mean")))
     return replicated(found, mesh)
 
 
@@ -67,10 +65,3 @@ def symptoms(metrics: dict[str, float]) -> list[str]:
             "optimizer.warmup_steps"
         ]
     return []
-
-
-def _features(tokens_BTD):
-    tokens = tokens_BTD[:, 1:].astype(jnp.float32)
-    tokens = tokens - tokens.mean(axis=-1, keepdims=True)
-    tokens = tokens / jnp.sqrt(jnp.square(tokens).mean(axis=-1, keepdims=True) + 1e-6)
-    return tokens.mean(axis=1)

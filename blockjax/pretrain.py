@@ -17,13 +17,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from blockjax import config as config_lib
-from blockjax import evaluate, figures, monitor
+from blockjax import figures, monitor
 from blockjax.checkpoint import Checkpoints
 from blockjax.data.pipeline import DevicePrefetch, Groups, evaluation_images, train_batches
 from blockjax.data.sources import open_source
-from blockjax.learner import make_learner, state_formats
+from blockjax.learner import make_learner, run_key, state_formats
 from blockjax.memory.profiles import MIB, DoesNotFit, compile_step
 from blockjax.memory.targets import local_limit
+from blockjax.probes import probe_blocks
 from blockjax.progress import Progress, render_table
 from blockjax.sharding import make_mesh, mesh_shape, process_rows
 from blockjax.writers import Writer, read_metrics, write_bytes_atomic, write_json_atomic
@@ -140,9 +141,7 @@ class Pretraining:
         return "nothing near fits: try a smaller model or more devices"
 
     def _key(self, name):
-        return jax.random.fold_in(
-            jax.random.key(self.config.seed), {"init": 0, "train": 1, "figure": 2, "fit": 3}[name]
-        )
+        return run_key(self.config.seed, name)
 
     def _batches(self, start, data_state):
         config = self.config
@@ -316,7 +315,7 @@ class Pretraining:
         shardings = self.learner.state_shardings(self.mesh)
         untrained = jax.jit(self.learner.init, out_shardings=shardings)(self._key("init"))
         classes = int(max(train[1].max(), test[1].max())) + 1
-        return evaluate.probe_blocks(
+        return probe_blocks(
             self.learner, state, untrained, train, test, classes=classes, pool=config.probe.pool
         )
 

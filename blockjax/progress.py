@@ -26,10 +26,11 @@ class Progress:
     or a notebook it is a plain line every 10 seconds and every 10 % of the run.
 
     Args:
-      total: Steps of the whole run.
+      total: Steps of the whole run, or of what else is counted.
       start: Steps done before this process started, as after a resume.
       enabled: Whether this process shows anything; only process 0 should.
       console: Where to show it; standard output if None.
+      unit: What is counted.
       clock: Returns seconds.
     """
 
@@ -38,11 +39,13 @@ class Progress:
         total: int,
         start: int = 0,
         *,
+        unit: str = "step",
         enabled: bool = True,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total = total
+        self._unit = unit
         self._step = start
         self._enabled = enabled
         self._console = console or Console()
@@ -120,7 +123,7 @@ class Progress:
         tenth = self._step * _LINES_PER_RUN // self._total
         if now - self._line_time >= _LINE_SECONDS or tenth > self._line_tenth:
             self._line_time, self._line_tenth = now, tenth
-            self.print("step " + self._facts(_MAX_WIDTH - len("step ")))
+            self.print(f"{self._unit} {self._facts(_MAX_WIDTH - len(self._unit) - 1)}")
 
     def _bar(self) -> Table:
         line = Table.grid(padding=(0, 1))
@@ -138,8 +141,10 @@ class Progress:
             f"{self._step}/{self._total} {100 * self._step // self._total}%",
             _duration(self._clock() - self._began),
             f"ETA {_duration(self._eta)}",
-            f"{'-' if speed is None else format(speed, '.0f' if speed >= 100 else '.1f')} images/s",
         ]
+        if speed is not None or self._unit == "step":
+            number = "-" if speed is None else format(speed, ".0f" if speed >= 100 else ".1f")
+            facts.append(f"{number} images/s")
         line = "  ".join(facts)
         if not self._losses:
             return line

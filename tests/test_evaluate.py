@@ -1,109 +1,112 @@
-"""Probes give right accuracies on data whose answer is known."""
+"""The command that probes every block: its rows, its files, and what it refuses."""
 
-import jax
+import json
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from blockjax import evaluate
-from tests.tiny import images, tiny_learner
-
-
-def blobs(per_class, classes=4, width=8, spread=0.3, seed=0):
-    rng = np.random.default_rng(seed)
-    centers = np.random.default_rng(99).normal(size=(classes, width))
-    labels = np.repeat(np.arange(classes), per_class)
-    features = centers[labels] + spread * rng.normal(size=(len(labels), width))
-    return features.astype(np.float32), labels
+from blockjax.evaluate import evaluate
+from blockjax.export import export
+from blockjax.pretrain import Pretraining
+from tests.tiny import images, tiny_config
 
 
-@pytest.mark.parametrize("accuracy", [evaluate.knn_accuracy, evaluate.linear_accuracy])
-def test_separable_classes_are_found_and_noise_is_not(accuracy):
-    train, test = blobs(40), blobs(25, seed=1)
-    assert accuracy(*train, *test, 4) > 0.97
-    noise = np.random.default_rng(2).normal(size=(160, 8)).astype(np.float32)
-    assert accuracy(noise, train[1], test[0], test[1], 4) < 0.5
-    shuffled = np.random.default_rng(3).permutation(test[1])
-    assert accuracy(*train, test[0], shuffled, 4) < 0.5  # it is the test labels that count
+def marked(count):
+    """Images of four classes, each with a bright quarter."""
+    labels = np.arange(count) % 4
+    found = images(count) // 4
+    for image, label in zip(found, labels, strict=True):
+        row, column = divmod(label, 2)
+        image[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] += 128
+    return found, labels
 
 
-def test_knn_by_hand():
-    angles = np.deg2rad([0, 10, 20, 90, 100, 110])
-    train = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    labels = np.array([0, 0, 0, 1, 1, 1])
-    angles = np.deg2rad([5, 105, 50])
-    test = (
-        np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32) * 7
-    )  # length is no matter
-    assert evaluate.knn_accuracy(train, labels, test, np.array([0, 1, 0]), 2) == 1.0
-    assert evaluate.knn_accuracy(train, labels, test, np.array([0, 1, 1]), 2) == pytest.approx(
-        2 / 3
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluated")
+    train, test = marked(240), marked(80)
+    data = folder / "quarters.npz"
+    np.savez(
+        data, train_images=train[0], train_labels=train[1], test_images=test[0], test_labels=test[1]
     )
+    fields = {"steps": 3, "mesh.data": -1, "data.source": f"arrays:{data}", "data.flip": False}
+    Pretraining(tiny_config(**fields, **{"blocks": 2, "log.every": 1}), folder / "run").run()
+    return folder / "run", data
 
 
-def test_linear_needs_its_bias_and_its_scaling():
-    train, labels = blobs(40)
-    test, test_labels = blobs(25, seed=1)
-    scale = np.logspace(-4, 4, 8).astype(np.float32)
-    assert (
-        evaluate.linear_accuracy(
-            train * scale + 100 * scale, labels, test * scale + 100 * scale, test_labels, 4
-        )
-        > 0.95
+@pytest.mark.slow
+def test_every_block_and_readout_has_a_row(run, tmp_path, capsys):
+    workdir, _ = run
+    result = evaluate(str(workdir), probes="knn,linear,few_shot", output=str(tmp_path))
+    assert result == json.loads((tmp_path / "evaluation.json").read_text())
+    with Image.open(tmp_path / "evaluation.png") as picture:
+        assert min(picture.size) > 200
+    rows = result["probes"]
+    names = [(row["encoder"], row["block"], row["readout"]) for row in rows]
+    assert names[0] == ("pixels", None, "pixels")
+    assert len(set(names)) == len(names) == 1 + 2 * 3 + 2 * 4
+    assert ("trained", 2, "own") in names and ("untrained", 2, "own") not in names
+    for row in rows:
+        assert {"knn_20", "knn_200", "linear", "few_shot_1", "few_shot_25_std"} <= set(row)
+    best = {name: row["linear"] for name, row in zip(names, rows, strict=True)}
+    assert best["trained", 2, "grid"] > 0.9  # where it is bright
+    summary = json.loads((workdir / "summary.json").read_text())
+    ours = {row["features"]: row["linear"] for row in summary["probes"]}
+    assert best["pixels", None, "pixels"] == ours["pixels"]
+    assert best["trained", 2, "grid"] == pytest.approx(ours["block_2"], abs=0.02)
+
+    monitors = result["monitors"]
+    losses = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()][-1]
+    assert [row["block"] for row in monitors] == [1, 2]
+    assert monitors[1]["loss"] == losses["block_2/loss"]
+    gain = losses["block_1/loss"] - losses["block_2/loss"]
+    assert monitors[0]["gain"] is None and monitors[1]["gain"] == pytest.approx(gain)
+    assert monitors[0]["effective_rank"] > 1
+    out = capsys.readouterr().out
+    assert "block 2, untrained" in out and "few" in out
+
+
+@pytest.mark.slow
+def test_a_choice_of_all(run, tmp_path):
+    workdir, data = run
+    chosen = {"blocks": "2", "readouts": "mean,cls", "probes": "linear", "train_examples": 100}
+    result = evaluate(str(workdir), **chosen, output=str(tmp_path))
+    assert result["train_examples"] == 100 and result["test_examples"] == 80
+    assert {row["block"] for row in result["probes"]} == {None, 2}
+    assert {row["readout"] for row in result["probes"]} == {"pixels", "mean", "cls"}
+    # The same encoder after export, on data that is named: here every layer is a depth.
+    folder = export(workdir, "timm", tmp_path / "timm")
+    other = evaluate(str(folder), data=f"arrays:{data}", **{**chosen, "blocks": "4"})
+    assert (folder / "evaluation.json").exists()
+    ours, theirs = (
+        {row["readout"]: row["linear"] for row in found["probes"] if row["encoder"] == "trained"}
+        for found in (result, other)
     )
+    assert ours == pytest.approx(theirs, abs=0.02)
 
 
-def test_features_of_every_block_are_pooled_over_the_grid():
-    learner = tiny_learner()
-    state = jax.jit(learner.init)(jax.random.key(0))
-    features = evaluate.block_features(learner, state, images(7), pool=2)
-    assert [f.shape for f in features] == [(7, 4 * 32)] * 4
-    assert not np.allclose(features[0], features[1])
-    # An image's features do not depend on what else is in the batch (there is padding inside).
-    alone = evaluate.block_features(learner, state, images(7)[3:4], pool=2)
-    np.testing.assert_allclose(alone[2][0], features[2][3], atol=1e-5)
-    # Cells are places: a change in the patch of row 2, column 4 reaches the upper right cell most of all in block 1.
-    changed = images(7)
-    changed[:, 8:16, 24:] = 255 - changed[:, 8:16, 24:]
-    moved = evaluate.block_features(learner, state, changed, pool=2)[0] - features[0]
-    by_cell = np.abs(moved).reshape(7, 4, 32).sum(axis=(0, 2))
-    assert by_cell.argmax() == 1
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"probes": "knn,svm"}, "--probes: 'svm' is unknown; it may be some of knn,linear"),
+        ({"readouts": "max"}, "--readouts: 'max' is unknown; it may be some of grid,mean"),
+        ({"blocks": "1,5"}, "--blocks 1,5: there are blocks 1 to 2"),
+        ({"blocks": "last"}, "--blocks 'last' should be numbers with commas between"),
+        ({"pool": 3}, "--pool 3 does not divide the 4 x 4 grid"),
+    ],
+)
+def test_arguments_that_cannot_be(run, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(str(run[0]), **arguments)
 
 
-def test_features_do_not_depend_on_the_strategy():
-    ours, baseline = tiny_learner(), tiny_learner(strategy="end_to_end")
-    a = evaluate.block_features(ours, jax.jit(ours.init)(jax.random.key(0)), images(3), 2)
-    b = evaluate.block_features(baseline, jax.jit(baseline.init)(jax.random.key(0)), images(3), 2)
-    for x, y in zip(a, b, strict=True):
-        np.testing.assert_allclose(x, y, atol=1e-5)
-
-
-def test_the_penalty_is_chosen_and_the_bias_counts():
-    """More features than examples, most of them noise, and one class in nine examples out of ten."""
-    rng = np.random.default_rng(0)
-    labels = (np.arange(200) % 10 == 0).astype(int)
-    features = rng.normal(size=(200, 120)).astype(np.float32)
-    features[:, 0] += 4 * labels
-    train, test = (features[:120], labels[:120]), (features[120:], labels[120:])
-    assert evaluate.linear_accuracy(*train, *test, 2) >= 0.9
-
-
-def test_rows_of_the_probes(monkeypatch):
-    """Untrained features are those of the depth that is best by the linear probe."""
-    good, bad = blobs(40, spread=0.1)[0], blobs(40, spread=9.0, seed=5)[0]
-    labels = np.repeat(np.arange(4), 40)
-    features = {"trained": [bad, good], "untrained": [good, bad]}
-    monkeypatch.setattr(
-        evaluate, "block_features", lambda learner, state, images, pool: features[state]
-    )
-    data = (images(160, side=4), labels)
-    rows = evaluate.probe_blocks(None, "trained", "untrained", data, data, classes=4, pool=2)
-    assert [row["features"] for row in rows] == ["pixels", "untrained", "block_1", "block_2"]
-    assert rows[1]["linear"] == rows[3]["linear"] == 1.0 > rows[2]["linear"]
-
-
-def test_pixels_are_averaged_down():
-    small = images(2)
-    np.testing.assert_allclose(evaluate.pixels(small), small.reshape(2, -1) / 255.0, rtol=1e-6)
-    large = small.repeat(2, axis=1).repeat(2, axis=2)
-    large[:, ::2, ::2] = 0
-    np.testing.assert_allclose(evaluate.pixels(large), 0.75 * evaluate.pixels(small), rtol=1e-5)
+@pytest.mark.slow
+def test_data_without_labels(run, tmp_path):
+    np.savez(tmp_path / "plain.npz", images=images(20))
+    with pytest.raises(ValueError, match="has no labels, which probes need; give --data"):
+        evaluate(str(run[0]), data=f"arrays:{tmp_path / 'plain.npz'}")
+    folder = export(run[0], "timm", tmp_path / "timm")
+    with pytest.raises(ValueError, match="--data is missing"):
+        evaluate(str(folder))

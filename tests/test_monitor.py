@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blockjax import evaluate
+from blockjax.features import array_features
 from blockjax.monitor import monitor, spread, symptoms
 from tests.tiny import images, tiny_learner
 
@@ -47,7 +47,7 @@ def test_every_readout_depth_is_looked_at(strategy):
     state = jax.jit(learner.init)(jax.random.key(0))
     batch = images()
     found = monitor(learner, None, state, batch)
-    features = evaluate.block_features(learner, state, batch, pool=1)
+    features = array_features(learner.backbone, learner.backbone_params(state), batch, pool=1)
     assert len(features) == 4
     for k, block in enumerate(features):
         for name, value in spread(jnp.asarray(block)).items():

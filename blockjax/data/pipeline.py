@@ -300,12 +300,47 @@ def evaluation_images(
       ValueError: no image is readable, or one is not and `on_corrupt` is `error`.
     """
     _check_on_corrupt(on_corrupt)
-    indices = np.arange(len(source))
-    if limit is not None and limit < len(source):
-        # An even stride could meet one class only, where labels are periodic.
-        indices = np.sort(np.random.RandomState(0).permutation(len(source))[:limit])
+    indices = _evaluated(len(source), limit)
     fit = functools.partial(augment.resize_and_center_crop, size=image_size)
     return _decode_all(source, indices, fit, (image_size, image_size), on_corrupt)
+
+
+def evaluation_batches(
+    source: Source,
+    image_size: int,
+    batch_size: int,
+    *,
+    limit: int | None = None,
+    on_corrupt: str = "skip",
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Yields what `evaluation_images` returns, in parts, the next one decoded meanwhile; for sources of any size.
+
+    Args and errors are those of `evaluation_images`; `batch_size` images are a part, less where some are unreadable.
+    """
+    _check_on_corrupt(on_corrupt)
+    indices = _evaluated(len(source), limit)
+    fit = functools.partial(augment.resize_and_center_crop, size=image_size)
+    shape = (image_size, image_size)
+
+    def part(start):
+        chosen = indices[start : start + batch_size]
+        return _decode_all(source, chosen, fit, shape, on_corrupt)
+
+    with ThreadPoolExecutor(1) as ahead:
+        waiting = ahead.submit(part, 0)
+        for start in range(batch_size, len(indices) + batch_size, batch_size):
+            ready = waiting.result()
+            if start < len(indices):
+                waiting = ahead.submit(part, start)
+            yield ready
+
+
+def _evaluated(examples: int, limit: int | None) -> np.ndarray:
+    """Returns which examples an evaluation reads, ascending."""
+    if limit is None or limit >= examples:
+        return np.arange(examples)
+    # An even stride could meet one class only, where labels are periodic.
+    return np.sort(np.random.RandomState(0).permutation(examples)[:limit])
 
 
 class Groups(Iterator[list[dict]]):

@@ -22,6 +22,8 @@ class Decoder(nn.Module):
       dtype: of activations.
       remat: "none", or "layer": recompute each layer in the backward pass, where there are several. (The backward pass
         of a single layer comes right after its forward pass: nothing would be saved.)
+      learned_positions: whether positions are parameters, which start as the fixed ones.
+      norm_epsilon: of every LayerNorm.
     """
 
     width: int
@@ -31,20 +33,29 @@ class Decoder(nn.Module):
     patch_values: int
     dtype: Any
     remat: str = "none"
+    learned_positions: bool = False
+    norm_epsilon: float = 1e-6
 
     def _rematerialized(self, layer, **options):
         return nn.remat(layer, **options) if self.remat == "layer" and self.depth > 1 else layer
 
-    def _positions(self, positions_BN):
-        return jnp.asarray(sincos_2d(*self.grid, self.width), self.dtype)[positions_BN]
+    def _norm(self, name):
+        return layer_norm(self.dtype, name, self.norm_epsilon)
+
+    def _positions(self):
+        """Returns the positions' table, [N, width]."""
+        table_ND = sincos_2d(*self.grid, self.width)
+        if self.learned_positions:
+            table_ND = self.param("positions", lambda _: jnp.asarray(table_ND))
+        return jnp.asarray(table_ND, self.dtype)
 
     def _predict(self, features_BMD, project):
         layer = _dense(self.patch_values, self.dtype, "pixels")
         return layer(features_BMD) if project else features_BMD
 
-    def _mask_tokens(self, masked_BM):
+    def _mask_tokens(self, table_ND, masked_BM):
         token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
-        return token.astype(self.dtype) + self._positions(masked_BM)
+        return token.astype(self.dtype) + table_ND[masked_BM]
 
 
 class CrossAttentionDecoder(Decoder):
@@ -74,14 +85,14 @@ class CrossAttentionDecoder(Decoder):
           Predicted patches [B, M, P], in the dtype of activations; or features [B, M, width].
         """
         del visible_BV
-        context = layer_norm(self.dtype, "norm")(tokens_BTD)
+        context = self._norm("norm")(tokens_BTD)
         context = _dense(self.width, self.dtype, "embed")(context)
-        context = layer_norm(self.dtype, "context_norm")(context)
-        queries = self._mask_tokens(masked_BM)
+        context = self._norm("context_norm")(context)
+        queries = self._mask_tokens(self._positions(), masked_BM)
         layer = self._rematerialized(_cross_layer, static_argnums=(3,))
         for i in range(self.depth):
             queries = layer(self, queries, context, i)
-        queries = layer_norm(self.dtype, "out_norm")(queries)
+        queries = self._norm("out_norm")(queries)
         return self._predict(queries, project)
 
 
@@ -97,15 +108,18 @@ class SelfAttentionDecoder(Decoder):
         project: bool = True,
     ) -> jax.Array:
         """Decodes; arguments and result as in `CrossAttentionDecoder`."""
-        tokens = layer_norm(self.dtype, "norm")(tokens_BTD)
+        tokens = self._norm("norm")(tokens_BTD)
         tokens = _dense(self.width, self.dtype, "embed")(tokens)
         # CLS stands first and has no position. Attention knows no order, so nothing needs to be unshuffled.
-        tokens = tokens.at[:, 1:].add(self._positions(visible_BV))
-        tokens = jnp.concatenate([tokens, self._mask_tokens(masked_BM)], axis=1)
+        table_ND = self._positions()
+        tokens = tokens.at[:, 1:].add(table_ND[visible_BV])
+        tokens = jnp.concatenate([tokens, self._mask_tokens(table_ND, masked_BM)], axis=1)
         layer = self._rematerialized(Layer)
         for i in range(self.depth):
-            tokens = layer(self.heads, 4.0, self.dtype, name=f"layer_{i}")(tokens)
-        masked = layer_norm(self.dtype, "out_norm")(tokens[:, tokens_BTD.shape[1] :])
+            tokens = layer(self.heads, 4.0, self.dtype, self.norm_epsilon, name=f"layer_{i}")(
+                tokens
+            )
+        masked = self._norm("out_norm")(tokens[:, tokens_BTD.shape[1] :])
         return self._predict(masked, project)
 
 
@@ -114,9 +128,9 @@ DECODERS = {"cross_attention": CrossAttentionDecoder, "self_attention": SelfAtte
 
 def _cross_layer(decoder, queries, context, i):
     dtype = decoder.dtype
-    normed = layer_norm(dtype, f"query_norm_{i}")(queries)
+    normed = decoder._norm(f"query_norm_{i}")(queries)
     queries += Attention(decoder.heads, dtype, name=f"attention_{i}")(normed, context)
-    normed = layer_norm(dtype, f"mlp_norm_{i}")(queries)
+    normed = decoder._norm(f"mlp_norm_{i}")(queries)
     return queries + Mlp(4.0, dtype, name=f"mlp_{i}")(normed)
 
 

@@ -20,7 +20,8 @@ class BatchNorm(nn.Module):
     """Normalises each feature over all other axes, with the statistics of this batch only.
 
     Pretext heads are thrown away after training, so no running statistics are kept (`flax.linen.BatchNorm` needs a
-    place for them). Variance is biased, centred and float32: the difference of two means of squares, Flax's default,
+    place for them). Who wants to use a head on its own gives the collection "statistics", or makes it mutable to get
+    those of a batch. Variance is biased, centred and float32: the difference of two means of squares, Flax's default,
     loses most digits where the mean is large.
     """
 
@@ -32,8 +33,17 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)
         axes = tuple(range(x.ndim - 1))
-        x = x - x.mean(axis=axes, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=axes, keepdims=True) + self.epsilon)
+        if self.has_variable("statistics", "mean"):
+            x = x - self.get_variable("statistics", "mean")
+            variance = self.get_variable("statistics", "variance")
+        else:
+            mean = x.mean(axis=axes, keepdims=True)
+            x = x - mean
+            variance = jnp.square(x).mean(axis=axes, keepdims=True)
+            if self.is_mutable_collection("statistics") and not self.is_initializing():
+                self.put_variable("statistics", "mean", mean)
+                self.put_variable("statistics", "variance", variance)
+        x = x * jax.lax.rsqrt(variance + self.epsilon)
         one_per_feature = (*(1 for _ in axes), x.shape[-1])
         if self.use_scale:
             scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))

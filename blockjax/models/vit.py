@@ -71,9 +71,9 @@ class Mlp(nn.Module):
         return nn.Dense(width, dtype=self.dtype, kernel_init=_XAVIER)(hidden)
 
 
-def layer_norm(dtype: Any, name: str | None = None) -> nn.LayerNorm:
-    """Returns the LayerNorm used everywhere: epsilon 1e-6, statistics in float32."""
-    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, name=name)
+def layer_norm(dtype: Any, name: str | None = None, epsilon: float = 1e-6) -> nn.LayerNorm:
+    """Returns the LayerNorm used everywhere; statistics in float32."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, name=name)
 
 
 class Layer(nn.Module):
@@ -82,14 +82,15 @@ class Layer(nn.Module):
     heads: int
     mlp_ratio: float
     dtype: Any
+    norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, tokens_BTD: jax.Array) -> jax.Array:
-        normed = layer_norm(self.dtype, "norm_1")(tokens_BTD)
+        normed = layer_norm(self.dtype, "norm_1", self.norm_epsilon)(tokens_BTD)
         tokens_BTD = tokens_BTD + Attention(self.heads, self.dtype, name="attention")(
             normed, normed
         )
-        normed = layer_norm(self.dtype, "norm_2")(tokens_BTD)
+        normed = layer_norm(self.dtype, "norm_2", self.norm_epsilon)(tokens_BTD)
         return tokens_BTD + Mlp(self.mlp_ratio, self.dtype, name="mlp")(normed)
 
 
@@ -97,7 +98,8 @@ class Stem(nn.Module):
     """Patch embedding with fixed positions, and a CLS token in front.
 
     With `mask_token` it owns a token that stands for the embeddings of masked patches. With `freeze_embedding` the
-    patch embedding gets no gradient (MoCo v3, arXiv 2104.02057: spikes of the gradient start there).
+    patch embedding gets no gradient (MoCo v3, arXiv 2104.02057: spikes of the gradient start there). With
+    `learned_positions` the positions are parameters, which start as the fixed ones.
     """
 
     width: int
@@ -106,6 +108,7 @@ class Stem(nn.Module):
     dtype: Any
     mask_token: bool = False
     freeze_embedding: bool = False
+    learned_positions: bool = False
 
     @nn.compact
     def __call__(
@@ -120,8 +123,10 @@ class Stem(nn.Module):
             token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
             if masked_BN is not None:
                 tokens = jnp.where(masked_BN[..., None], token.astype(self.dtype), tokens)
-        table_ND = jnp.asarray(sincos_2d(self.rows, self.columns, self.width), self.dtype)
-        tokens = tokens + table_ND[positions_BN]
+        table_ND = sincos_2d(self.rows, self.columns, self.width)
+        if self.learned_positions:
+            table_ND = self.param("positions", lambda _: jnp.asarray(table_ND))
+        tokens = tokens + jnp.asarray(table_ND, self.dtype)[positions_BN]
         cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, self.width))
         cls = jnp.broadcast_to(cls.astype(self.dtype), (tokens.shape[0], 1, self.width))
         return jnp.concatenate([cls, tokens], axis=1)
@@ -132,7 +137,7 @@ class ViT:
     """The hyperparameters of an encoder, and its pure functions.
 
     `remat` is "none" or "layer" (`jax.checkpoint` around each layer); `unroll` is how many layers one turn of the loop
-    over layers holds; `mask_token` and `freeze_embedding` are those of `Stem`.
+    over layers holds; `mask_token`, `freeze_embedding` and `learned_positions` are those of `Stem`.
     """
 
     image_size: int
@@ -146,6 +151,8 @@ class ViT:
     unroll: int = 1
     mask_token: bool = False
     freeze_embedding: bool = False
+    learned_positions: bool = False
+    norm_epsilon: float = 1e-6
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -159,10 +166,17 @@ class ViT:
         return self.grid[0] * self.grid[1]
 
     def _stem(self):
-        return Stem(self.width, *self.grid, self.dtype, self.mask_token, self.freeze_embedding)
+        return Stem(
+            self.width,
+            *self.grid,
+            self.dtype,
+            self.mask_token,
+            self.freeze_embedding,
+            self.learned_positions,
+        )
 
     def _layer(self):
-        return Layer(self.heads, self.mlp_ratio, self.dtype)
+        return Layer(self.heads, self.mlp_ratio, self.dtype, self.norm_epsilon)
 
     def init_stem(self, rng: jax.Array) -> PyTree:
         """Returns the stem's parameters, float32."""

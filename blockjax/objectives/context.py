@@ -108,6 +108,10 @@ class ContextPrediction(Objective):
     def _head(self):
         return _Head(self.readout, self.expansion, self.hidden, self.dropout, self.dtype)
 
+    @property
+    def readout_module(self) -> Readout:
+        return Readout(self.readout, self.expansion, self.dtype)
+
     def init_head(self, rng: jax.Array) -> PyTree:
         """Returns one block's head parameters, float32."""
         tokens = jnp.zeros((1, CELLS, 2, self.width))

@@ -140,6 +140,10 @@ class Jigsaw(Objective):
         """Returns the permutations of labels [...], [..., 9]: place i of the puzzle holds tile permutation[i]."""
         return jnp.asarray(permutations(self.permutations, self.permutation_set))[labels]
 
+    @property
+    def readout_module(self) -> Readout:
+        return Readout(self.readout, self.expansion, self.dtype)
+
     def init_head(self, rng: jax.Array) -> PyTree:
         """Returns one block's head parameters, float32."""
         tokens, orders = jnp.zeros((1, CELLS, 2, self.width)), jnp.zeros((1, 1, CELLS), jnp.int32)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import jax
 import ml_collections
 
+from blockjax.models.heads import Readout
 from blockjax.models.vit import ViT
 
 PyTree = Any
@@ -97,6 +98,11 @@ class Objective(abc.ABC):
         self, rng: jax.Array, images_BHWC: jax.Array, *fitted: jax.Array
     ) -> dict[str, jax.Array]:
         """Returns what `prepare` makes of uint8 images with this key as pictures, {name: [B, H, W, 3] in [0, 1]}."""
+
+    @property
+    def readout_module(self) -> Readout | None:
+        """The module of a head's "readout"; None where a head begins with a LayerNorm "norm" only."""
+        return None
 
     def chance(self, metrics: dict[str, float]) -> float | None:
         """Returns the loss of a block whose features are the same for every image, or None if only the data know it.

@@ -87,6 +87,10 @@ class Rotation(Objective):
     def _head(self):
         return _Head(self.readout, self.expansion, self.dtype)
 
+    @property
+    def readout_module(self) -> Readout:
+        return Readout(self.readout, self.expansion, self.dtype)
+
     def init_head(self, rng: jax.Array) -> PyTree:
         """Returns one block's head parameters, float32."""
         return self._head().init(rng, jnp.zeros((1, _TURNS, 2, self.width)))["params"]

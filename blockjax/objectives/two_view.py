@@ -96,16 +96,17 @@ class TwoView(Objective):
 
     def _project(self, head, tokens):
         """Returns embeddings of tokens [..., T, D]."""
-        vectors = self._readout().apply({"params": head["readout"]}, tokens)
+        vectors = self.readout_module.apply({"params": head["readout"]}, tokens)
         return self._projector().apply({"params": head["projector"]}, vectors)
 
-    def _readout(self):
+    @property
+    def readout_module(self) -> Readout:
         return Readout(self.readout, self.expansion, self.dtype)
 
     def _init_readout(self, rng):
         """Returns a readout's parameters, and one vector such as it gives."""
         tokens = jnp.zeros((1, 2, self.width))
-        vector, variables = self._readout().init_with_output(rng, tokens)
+        vector, variables = self.readout_module.init_with_output(rng, tokens)
         return variables["params"], vector
 
 

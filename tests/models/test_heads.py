@@ -34,6 +34,15 @@ def test_batch_norm_keeps_its_digits_where_the_mean_is_large():
     np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-3)
 
 
+def test_batch_norm_with_given_statistics_treats_each_image_alone():
+    x = jnp.asarray(3.0 + 2.0 * normal(0, 6, 5, 4))
+    module = BatchNorm(use_scale=False, use_bias=False)
+    whole, kept = module.apply({}, x, mutable=["statistics"])
+    alone = [module.apply(kept, x[i : i + 1]) for i in range(6)]
+    np.testing.assert_allclose(np.concatenate(alone), whole, atol=1e-5)
+    assert not np.allclose(module.apply({}, x[:1]), whole[:1], atol=1e-2)
+
+
 def test_batch_norm_of_a_constant_has_finite_gradients():
     module = BatchNorm(use_scale=False, use_bias=False)
     gradient = jax.grad(lambda x: jnp.square(module.apply({}, x)).sum())(jnp.ones((4, 3)))

@@ -1,0 +1,242 @@
+"""Probes give right accuracies on data whose answer is known."""
+
+import numpy as np
+import pytest
+
+from blockjax import probes
+from tests.tiny import images
+
+
+def blobs(per_class, classes=4, width=8, spread=0.3, seed=0):
+    rng = np.random.default_rng(seed)
+    centers = np.random.default_rng(99).normal(size=(classes, width))
+    labels = np.repeat(np.arange(classes), per_class)
+    features = centers[labels] + spread * rng.normal(size=(len(labels), width))
+    return features.astype(np.float32), labels
+
+
+@pytest.mark.parametrize("accuracy", [probes.knn_accuracy, probes.linear_accuracy])
+def test_separable_classes_are_found_and_noise_is_not(accuracy):
+    train, test = blobs(40), blobs(25, seed=1)
+    assert accuracy(*train, *test, 4) > 0.97
+    noise = np.random.default_rng(2).normal(size=(160, 8)).astype(np.float32)
+    assert accuracy(noise, train[1], test[0], test[1], 4) < 0.5
+    shuffled = np.random.default_rng(3).permutation(test[1])
+    assert accuracy(*train, test[0], shuffled, 4) < 0.5  # it is the test labels that count
+
+
+def test_knn_by_hand():
+    angles = np.deg2rad([0, 10, 20, 90, 100, 110])
+    train = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    angles = np.deg2rad([5, 105, 50])
+    test = (
+        np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32) * 7
+    )  # length is no matter
+    assert probes.knn_accuracy(train, labels, test, np.array([0, 1, 0]), 2) == 1.0
+    assert probes.knn_accuracy(train, labels, test, np.array([0, 1, 1]), 2) == pytest.approx(2 / 3)
+
+
+def test_linear_needs_its_bias_and_its_scaling():
+    train, labels = blobs(40)
+    test, test_labels = blobs(25, seed=1)
+    scale = np.logspace(-4, 4, 8).astype(np.float32)
+    assert (
+        probes.linear_accuracy(
+            train * scale + 100 * scale, labels, test * scale + 100 * scale, test_labels, 4
+        )
+        > 0.95
+    )
+
+
+def test_the_penalty_is_chosen_and_the_bias_counts():
+    """More features than examples, most of them noise, and one class in nine examples out of ten."""
+    rng = np.random.default_rng(0)
+    labels = (np.arange(200) % 10 == 0).astype(int)
+    features = rng.normal(size=(200, 120)).astype(np.float32)
+    features[:, 0] += 4 * labels
+    train, test = (features[:120], labels[:120]), (features[120:], labels[120:])
+    assert probes.linear_accuracy(*train, *test, 2) >= 0.9
+
+
+class Fake:
+    """A learner whose features are those that a test says."""
+
+    backbone = None
+
+    def __init__(self, features):
+        self.features = features
+
+    def backbone_params(self, state):
+        return self.features[state.name]
+
+
+class State:
+    def __init__(self, name):
+        self.name = name
+        self.step = type("Step", (), {"sharding": None})
+
+
+def test_rows_of_the_probes(monkeypatch):
+    """Untrained features are those of the depth that is best by the linear probe."""
+    good, bad = blobs(40, spread=0.1)[0], blobs(40, spread=9.0, seed=5)[0]
+    labels = np.repeat(np.arange(4), 40)
+    learner = Fake({"trained": [bad, good], "untrained": [good, bad]})
+    monkeypatch.setattr(
+        probes, "array_features", lambda backbone, params, images, pool, mesh: params
+    )
+    data = (images(160, side=4), labels)
+    rows = probes.probe_blocks(
+        learner, State("trained"), State("untrained"), data, data, classes=4, pool=2
+    )
+    assert [row["features"] for row in rows] == ["pixels", "untrained", "block_1", "block_2"]
+    assert rows[1]["linear"] == rows[3]["linear"] == 1.0 > rows[2]["linear"]
+
+
+@pytest.mark.parametrize("bank", [1 << 16, 64, 48])
+def test_neighbours_are_found_among_many(monkeypatch, bank):
+    """Whatever part of the bank is on the device at a time, and though groups are searched first."""
+    monkeypatch.setattr(probes, "_BANK", bank)
+    train, test = blobs(250, spread=2.0), blobs(30, spread=2.0, seed=1)
+    train[0][:] += 1.0
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train[0], test[0])]
+    similarity = unit[1] @ unit[0].T
+    expected = []
+    for k in (1, 20, 200, 2000):
+        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+        weights = np.exp(np.take_along_axis(similarity, nearest, axis=1).astype(np.float64) / 0.07)
+        votes = np.stack([(weights * (train[1][nearest] == c)).sum(axis=1) for c in range(4)], 1)
+        expected.append(np.mean(votes.argmax(axis=1) == test[1]))
+    found = probes.knn_accuracies(*train, *test, 4, neighbours=(1, 20, 200, 2000))
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert len(set(found)) > 2
+
+
+def test_parts_of_the_data_add_up(monkeypatch):
+    """Ridge regression of all features is that of parts, with statistics of large means."""
+    train, test = blobs(100, spread=1.5), blobs(60, spread=1.5, seed=1)
+    train[0][:], test[0][:] = train[0] + 50, test[0] + 50
+    mean, std = probes.standardizer(train[0])
+    np.testing.assert_allclose(mean, train[0].mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(std, train[0].std(axis=0) + 1e-5, rtol=1e-5)
+    whole = probes.linear_accuracy(*train, *test, 4)
+    monkeypatch.setattr(probes, "_ROWS", 37)
+    assert probes.linear_accuracy(*train, *test, 4) == pytest.approx(whole, abs=0.005)
+    assert 0.5 < whole < 1.0
+
+
+def test_ridge_against_numpy():
+    train = blobs(50, spread=2.0)
+    standard = probes.standardizer(train[0])
+    everything = np.ones(200, bool)
+    moments = probes._Moments.of(*train, everything, standard, 4)
+    weights, biases = moments.ridge(np.float32([0.1, 1.0]))
+    x = (train[0] - standard[0]) / standard[1]
+    y = 2.0 * np.eye(4)[train[1]] - 1.0
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    for i, penalty in enumerate((0.1, 1.0)):
+        gram = x.T @ x / 200
+        damped = gram + penalty * np.trace(gram) / 8 * np.eye(8)
+        np.testing.assert_allclose(weights[i], np.linalg.solve(damped, x.T @ y / 200), atol=1e-4)
+    np.testing.assert_allclose(biases, -0.5, atol=1e-4)  # one of four classes
+    held = np.arange(200) % 5 == 4
+    parts = [probes._Moments.of(*train, chosen, standard, 4) for chosen in (held, ~held)]
+    one = np.float32([1.0])
+    for a, b in zip((parts[0] + parts[1]).ridge(one), moments.ridge(one), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_softmax_regression_learns_what_ridge_regression_does():
+    train, test = blobs(200, spread=1.2), blobs(100, spread=1.2, seed=1)
+    scale = np.logspace(-3, 3, 8).astype(np.float32)
+    train, test = ((x * scale + 10 * scale, y) for x, y in (train, test))
+    train, test = tuple(train), tuple(test)
+    found = probes.sgd_accuracy(*train, *test, 4, epochs=30)
+    assert found == pytest.approx(probes.linear_accuracy(*train, *test, 4), abs=0.04)
+    assert found > 0.7
+    assert found == probes.sgd_accuracy(*train, *test, 4, epochs=30)  # by the seed
+    shuffled = np.random.default_rng(3).permutation(train[1])
+    assert probes.sgd_accuracy(train[0], shuffled, *test, 4, epochs=5) < 0.5
+
+
+def test_large_batches_use_trust_ratios(monkeypatch):
+    train = blobs(200)
+    small = probes._train_softmax(
+        *train,
+        np.ones(800, bool),
+        standard=probes.standardizer(train[0]),
+        classes=4,
+        epochs=3,
+        seed=0,
+        rates=(1.0,),
+    )
+    monkeypatch.setattr(probes, "_LARS_BATCH", 16)
+    large = probes._train_softmax(
+        *train,
+        np.ones(800, bool),
+        standard=probes.standardizer(train[0]),
+        classes=4,
+        epochs=3,
+        seed=0,
+        rates=(1.0,),
+    )
+    start = 0.01 * np.sqrt(8 * 4)
+    moved = [np.linalg.norm(np.asarray(found[0][0])) for found in (small, large)]
+    assert (
+        moved[1] < 1.5 * start < moved[0]
+    )  # each step moves the weights by a thousandth of their norm
+
+
+def test_few_examples():
+    train, test = blobs(30, spread=0.8), blobs(50, spread=0.8, seed=1)
+    found = probes.few_shot_accuracies(*train, *test, 4)
+    assert list(found) == [1, 5, 10, 25]
+    means = [mean for mean, _ in found.values()]
+    assert means[0] < means[2] and means[3] > 0.85
+    assert found[1][1] > 0  # three different choices
+    few = np.concatenate([np.flatnonzero(train[1] == c)[:6] for c in range(4)])
+    assert list(probes.few_shot_accuracies(train[0][few], train[1][few], *test, 4)) == [1, 5]
+
+
+def test_few_shot_against_big_vision_by_hand():
+    """Primal ridge with a bias feature of 100 and penalty 1024."""
+    (x, y), _ = blobs(5), None
+    mean, std = x.mean(axis=0), x.std(axis=0) + 1e-5
+    weights, bias = probes._few_shot(x, y, 4, mean, std)
+    z = np.pad((x - mean) / std, ((0, 0), (0, 1)), constant_values=100.0)
+    t = 2.0 * np.eye(4)[y] - 1.0
+    expected = np.linalg.solve(z.T @ z + 1024 * np.eye(9), z.T @ t)
+    np.testing.assert_allclose(weights[0], expected[:-1], atol=1e-4)
+    np.testing.assert_allclose(bias[0], 100 * expected[-1], atol=1e-3)
+
+
+def test_probes_by_name():
+    train, test = blobs(30), blobs(20, seed=1)
+    found = probes.probe(("knn", "linear", "few_shot"), train, test, 4)
+    assert {"knn_20", "knn_200", "linear", "few_shot_1", "few_shot_1_std"} <= set(found)
+    with pytest.raises(ValueError, match="probe 'svm' is unknown; there is knn, linear"):
+        probes.probe(("svm",), train, test, 4)
+
+
+def test_agrees_with_scikit_learn():
+    """On features of some difficulty: the same neighbours, and as good a linear classifier."""
+    linear_model = pytest.importorskip("sklearn.linear_model", reason="needs scikit-learn")
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train, test = blobs(500, spread=2.2, width=16), blobs(500, spread=2.2, width=16, seed=1)
+
+    def weights(distance):
+        return np.exp((1 - distance) / probes.TEMPERATURE)
+
+    for k, ours in zip((20, 200), probes.knn_accuracies(*train, *test, 4, (20, 200)), strict=True):
+        theirs = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=weights)
+        assert ours == pytest.approx(theirs.fit(*train).score(*test), abs=0.005)
+    standard = probes.standardizer(train[0])
+    x, z = ((features - standard[0]) / standard[1] for features in (train[0], test[0]))
+    ridge = linear_model.RidgeClassifierCV(np.float32(probes.PENALTIES) * len(x)).fit(x, train[1])
+    ours = probes.linear_accuracy(*train, *test, 4)
+    assert ours == pytest.approx(ridge.score(z, test[1]), abs=0.005)
+    softmax = linear_model.LogisticRegression(C=np.inf).fit(x, train[1])
+    ours = probes.sgd_accuracy(*train, *test, 4, epochs=30)
+    assert ours == pytest.approx(softmax.score(z, test[1]), abs=0.005)
+    assert 0.5 < ours < 0.97
