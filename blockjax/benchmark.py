@@ -198,7 +198,8 @@ class _Runner:
         shape = (config.batch_size, config.model.image_size, config.model.image_size, 3)
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         self._batches = learner.batches or 1
-        self._batch = learner.place(mesh, [images] * self._batches)
+        labels = np.zeros(len(images), np.int32)
+        self._batch = learner.place(mesh, [{"image": images, "label": labels}] * self._batches)
         self._key = jax.device_put(
             jax.random.key(1), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         )

@@ -12,7 +12,7 @@ from blockjax.kernels.masked_reconstruction import IMPLEMENTATIONS
 from blockjax.models.decoders import DECODERS
 from blockjax.models.heads import READOUTS
 from blockjax.models.vit import PRESETS
-from blockjax.objectives import OBJECTIVES
+from blockjax.objectives import TASKS
 from blockjax.sharding import mesh_shape
 
 STRATEGIES = ("blockwise", "end_to_end", "streamed", "pipelined")
@@ -43,10 +43,17 @@ def default_config() -> ml_collections.ConfigDict:
     )
     config.remat = "none"  # layer: recompute activations layer by layer in the backward pass
     config.microbatches = 1  # parts of the batch that run one after another: less memory, more time
-    # mae, beit, rotation, jigsaw, context, simclr, moco, byol, barlow_twins, vicreg. What is open below and differs
-    # between objectives is filled in by the one that is chosen.
+    # mae, beit, rotation, jigsaw, context, simclr, moco, byol, barlow_twins, vicreg; classification. What is open below
+    # and differs between objectives is filled in by the one that is chosen.
     config.objective = "mae"
     config.noise = 0.0  # added to what leaves a block, as part of its standard deviation
+
+    # Where the encoder comes from: a workdir, a folder that was exported or a file of weights; default: random numbers.
+    config.backbone = config_dict.placeholder(str)
+    config.depth_blocks = config_dict.placeholder(int)  # the first so many blocks of that run
+    config.from_scratch = False  # random numbers all the same, in an encoder of the same size
+    # Of classification: the last so many blocks learn, 0 for heads only; default: all.
+    config.tune_blocks = config_dict.placeholder(int)
 
     config.model = model = ml_collections.ConfigDict()
     model.preset = "ti"  # ti, s, b, l, h; the fields below override it
@@ -58,6 +65,8 @@ def default_config() -> ml_collections.ConfigDict:
     model.mlp_ratio = 4.0
     model.unroll = 1  # layers per turn of the loop over layers
     model.freeze_embedding = False  # keep the patch embedding as it starts, as MoCo v3 does
+    model.learned_positions = False  # positions are parameters, which start as the fixed ones
+    model.norm_epsilon = 1e-6  # of every LayerNorm in the encoder
 
     config.mask = ml_collections.ConfigDict()
     config.mask.ratio = config_dict.placeholder(
@@ -110,6 +119,14 @@ def default_config() -> ml_collections.ConfigDict:
     tokenizer.codes = config_dict.placeholder(int)
     tokenizer.examples = 5000  # at most so many training images to fit it to
 
+    config.classifier = classifier = ml_collections.ConfigDict()  # of classification
+    classifier.classes = config_dict.placeholder(int)  # default: those of the data
+    classifier.drop_path = 0.0  # rises to this with the layers; under blockwise the same in all
+    classifier.label_smoothing = 0.0
+    classifier.mixup = 0.0  # alpha; 0: none
+    classifier.cutmix = 0.0
+    classifier.erase = 0.0  # share of images
+
     config.data = data = ml_collections.ConfigDict()
     data.source = "embedded"  # tfds:NAME, folder:PATH, arrays:FILE.npz
     data.dir = config_dict.placeholder(
@@ -117,6 +134,7 @@ def default_config() -> ml_collections.ConfigDict:
     )  # of TFDS; default $TFDS_DATA_DIR or ~/tensorflow_datasets
     data.train_split = "train"
     data.test_split = "test"
+    data.fraction = 1.0  # of each class's training images
     data.flip = True
     data.crop_scale = (0.2, 1.0)  # area of the random resized crop; (1.0, 1.0) is no crop
     data.shift = 0  # largest random shift in pixels
@@ -131,6 +149,7 @@ def default_config() -> ml_collections.ConfigDict:
     optimizer.weight_decay = 0.05
     optimizer.b1 = 0.9
     optimizer.b2 = 0.95
+    optimizer.layer_decay = 1.0  # of the learning rate, from layer to layer towards the input
     optimizer.clip = 0.0  # largest gradient norm of a block; 0: no clipping
 
     config.mesh = ml_collections.ConfigDict()
@@ -177,7 +196,7 @@ def resolve(
     _one_of("strategy", config.strategy, STRATEGIES)
     _one_of("remat", config.remat, REMATS)
     _one_of("dtype", config.dtype, DTYPES)
-    _one_of("objective", config.objective, OBJECTIVES)
+    _one_of("objective", config.objective, TASKS)
     _one_of("decoder.kind", config.decoder.kind, DECODERS)
     if config.loss.implementation is not None:
         _one_of("loss.implementation", config.loss.implementation, IMPLEMENTATIONS)
@@ -194,7 +213,7 @@ def resolve(
     for field, value in zip(("width", "depth", "heads"), PRESETS[config.model.preset], strict=True):
         if config.model[field] is None:
             config.model[field] = value
-    objective = OBJECTIVES[config.objective]
+    objective = TASKS[config.objective]
     for field, value in objective.defaults(config).items():
         group, _, name = field.rpartition(".")
         if config[group][name] is None:
@@ -270,7 +289,7 @@ def frugal_changes(config: ml_collections.ConfigDict, devices: int) -> list[dict
     if config.remat == "none":
         changes = {"remat": "layer"}
         found.append(changes)
-    for microbatches in (4, 16) if OBJECTIVES[config.objective].means_over_images else ():
+    for microbatches in (4, 16) if TASKS[config.objective].means_over_images else ():
         if microbatches > config.microbatches and config.batch_size % (microbatches * parts) == 0:
             changes = {**changes, "microbatches": microbatches}
             found.append(changes)
@@ -452,6 +471,16 @@ def _check_numbers(config):
         raise ValueError(f"loss.temperature must be above 0, not {config.loss.temperature:g}")
     if config.momentum.decay is not None and not 0 <= config.momentum.decay <= 1:
         raise ValueError(f"momentum.decay must be from 0 to 1, not {config.momentum.decay:g}")
+    for name, value in (
+        ("data.fraction", config.data.fraction),
+        ("optimizer.layer_decay", config.optimizer.layer_decay),
+    ):
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} must be above 0 and at most 1, not {value:g}")
+    if config.tune_blocks is not None and config.objective != "classification":
+        raise ValueError(
+            f"tune_blocks={config.tune_blocks} is of objective=classification, not of {config.objective}"
+        )
     if not 0 <= config.tiles.gray <= 1:
         raise ValueError(f"tiles.gray is a probability, from 0 to 1, not {config.tiles.gray:g}")
     scale = tuple(config.data.crop_scale)

@@ -111,14 +111,21 @@ def batch_features(
     """Returns features of at most 250 images for each readout, [K, B, F] float32 on the host ([1, B, F] for one
     head).
     """
-    devices = mesh.size if mesh else 1
-    size = -(-BATCH // devices) * devices  # of one shape, so that one program runs
-    batch = np.concatenate([images_BHWC, images_BHWC[:1].repeat(size - len(images_BHWC), axis=0)])
-    if devices > 1:  # each device, of whatever process, takes its share
-        split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        batch = jax.make_array_from_callback(batch.shape, split, batch.__getitem__)
+    batch = put_images(images_BHWC, mesh)
     found = jax.device_get(_features(backbone, tuple(readouts), pool, mesh, params, batch))
     return {readout: rows[:, : len(images_BHWC)] for readout, rows in found.items()}
+
+
+def put_images(images_BHWC: np.ndarray, mesh: Mesh | None) -> np.ndarray | jax.Array:
+    """Fills at most 250 images up to a batch of one shape, so that one program runs, and splits it over a mesh."""
+    devices = mesh.size if mesh else 1
+    size = -(-BATCH // devices) * devices
+    batch = np.concatenate([images_BHWC, images_BHWC[:1].repeat(size - len(images_BHWC), axis=0)])
+    if devices == 1:
+        return batch
+    # Each device, of whatever process, takes its share.
+    split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return jax.make_array_from_callback(batch.shape, split, batch.__getitem__)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

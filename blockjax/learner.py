@@ -1,6 +1,7 @@
 """What a config describes, put together: encoder, objective and optimizer as a train step and its first state."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from blockjax.backbone import Backbone
 from blockjax.models.vit import ViT, regroup
-from blockjax.objectives import OBJECTIVES
-from blockjax.optimizer import learning_rate_schedule, make_optimizer
+from blockjax.objectives import TASKS
+from blockjax.optimizer import layer_rates, learning_rate_schedule, make_optimizer, scaled
 from blockjax.sharding import batch_sharding, put_rows, state_shardings
 from blockjax.state import (
     TrainState,
@@ -42,6 +43,7 @@ class Learner:
       train_step: `(state, batch, rng) -> (state, metrics)`.
       in_host_memory: whether the blocks' states live there, as `streamed` wants it.
       batches: that a train step takes under `pipelined`; None under the others, which take one.
+      rates: what multiplies the learning rate of the stem and of each layer; None if nothing does.
     """
 
     vit: ViT
@@ -53,6 +55,7 @@ class Learner:
     train_step: Any
     in_host_memory: bool = False
     batches: int | None = None
+    rates: tuple[float, tuple[float, ...]] | None = None
 
     def init(self, rng: jax.Array) -> TrainState:
         """Returns the state before the first step. The encoder's start does not depend on the strategy.
@@ -66,7 +69,7 @@ class Learner:
             head_rng = jax.random.fold_in(heads_rng, index)
             params = {"layers": layers, "head": self.objective.init_head(head_rng)}
             extra = self.objective.init_block_extra(params, jax.random.fold_in(head_rng, 0))
-            state = init_block_state(self.optimizer, params, extra)
+            state = init_block_state(self._block_optimizer(index), params, extra)
             return to_host(state) if self.in_host_memory else state
 
         rows = jnp.arange(self.rows)
@@ -76,9 +79,45 @@ class Learner:
         stem, fitted = self.vit.init_stem(stem_rng), self.objective.fitted_shape
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            stem=init_block_state(self.optimizer, stem, self.objective.init_stem_extra(stem)),
+            stem=init_block_state(
+                self._stem_optimizer(), stem, self.objective.init_stem_extra(stem)
+            ),
             blocks=blocks,
             fitted=None if fitted is None else jnp.zeros(fitted),
+        )
+
+    def _block_optimizer(self, index):
+        """Returns the optimizer whose state block `index` begins with."""
+        if self.rates is None:
+            return self.optimizer
+        of_layers = jnp.asarray(self.rates[1], jnp.float32).reshape(self.rows, -1)
+        return scaled(self.optimizer, {"layers": of_layers[index], "head": jnp.float32(1.0)})
+
+    def _stem_optimizer(self):
+        if self.rates is None:
+            return self.optimizer
+        return scaled(self.optimizer, jnp.float32(self.rates[0]))
+
+    def start_from(self, state: TrainState, params: PyTree) -> TrainState:
+        """Returns a first state with an encoder that was trained before, each array where it was.
+
+        Args:
+          state: from `init_for`.
+          params: the encoder's "stem" and "layers", leaves [depth, ...], on the host; what the stem has beside them
+            stays.
+        """
+        layers = regroup(params["layers"], self.rows, stacked=1)
+        stem = {**state.stem.params, **params["stem"]}
+        place = functools.partial(jax.tree.map, lambda new, old: jax.device_put(new, old.format))
+        blocks = {**state.blocks.params, "layers": place(layers, state.blocks.params["layers"])}
+        stem = place(stem, state.stem.params)
+        stem_extra, extra = state.stem.extra, state.blocks.extra
+        if extra is not None:  # averages start as what they are averages of
+            stem_extra = _averages_of(stem_extra, stem)
+            extra = _averages_of(extra, blocks)
+        return state.replace(
+            stem=state.stem.replace(params=stem, extra=stem_extra),
+            blocks=state.blocks.replace(params=blocks, extra=extra),
         )
 
     def abstract_state(self, mesh: Mesh | None = None) -> TrainState:
@@ -127,7 +166,9 @@ class Learner:
             mesh, PartitionSpec(*[None for _ in several], *batch_sharding(mesh).spec)
         )
         batch = {"image": jax.ShapeDtypeStruct((*several, batch_size, side, side, 3), jnp.uint8)}
-        batch_shardings = {"image": images}
+        if self.objective.takes_labels:
+            batch["label"] = jax.ShapeDtypeStruct((*several, batch_size), jnp.int32)
+        batch_shardings = dict.fromkeys(batch, images)
         if several:
             batch = {"batches": batch, "count": jax.ShapeDtypeStruct((), jnp.int32)}
             batch_shardings = {"batches": batch_shardings, "count": replicated}
@@ -145,20 +186,23 @@ class Learner:
         with jax.set_mesh(mesh):  # pipelined, and kernels, ask for it
             return step.trace(state, batch, key)
 
-    def place(self, mesh: Mesh, batches: Sequence[np.ndarray]) -> PyTree:
-        """Puts host images on the devices of a mesh, as the train step takes them.
+    def place(self, mesh: Mesh, batches: Sequence[dict[str, np.ndarray]]) -> PyTree:
+        """Puts host batches on the devices of a mesh, as the train step takes them.
 
         Args:
           mesh: that of the train step.
-          batches: this process's rows of each batch, uint8 [B, H, W, 3]: one batch, or under `pipelined` as many as a
-            train step takes, or fewer.
+          batches: this process's rows of each batch, {"image": uint8 [B, H, W, 3]} and, if the objective takes labels,
+            "label": one batch, or under `pipelined` as many as a train step takes, or fewer.
         """
+        names = ("image", "label") if self.objective.takes_labels else ("image",)
         if self.batches is None:
             (batch,) = batches
-            return {"image": put_rows(mesh, batch)}
+            return {name: put_rows(mesh, batch[name]) for name in names}
         filled = [*batches, *[batches[-1]] * (self.batches - len(batches))]
         count = jax.device_put(np.int32(len(batches)), NamedSharding(mesh, PartitionSpec()))
-        return {"batches": {"image": put_rows(mesh, np.stack(filled), axis=1)}, "count": count}
+        stacked = {name: np.stack([batch[name] for batch in filled]) for name in names}
+        placed = {name: put_rows(mesh, rows, axis=1) for name, rows in stacked.items()}
+        return {"batches": placed, "count": count}
 
     @property
     def backbone(self) -> Backbone:
@@ -188,6 +232,19 @@ def _with_noise(stream, scale, rng):
     return stream + (scale * jax.lax.stop_gradient(spread)).astype(stream.dtype) * noise
 
 
+def _averages_of(extra, params):
+    """Returns an extra with the parameters as its average, as far as it has one; copies, as both are donated."""
+    if "target" not in extra:
+        return extra
+
+    def copied(target, params):
+        if isinstance(target, dict):
+            return {name: copied(part, params[name]) for name, part in target.items()}
+        return jnp.copy(params)
+
+    return {**extra, "target": copied(extra["target"], params)}
+
+
 def run_key(seed: int, name: str) -> jax.Array:
     """Returns a run's key for one of its parts: init, train, figure, fit."""
     parts = {"init": 0, "train": 1, "figure": 2, "fit": 3}
@@ -210,7 +267,7 @@ def _check_host_memory(device):
 
 def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
     """Puts a resolved config (see `blockjax.config.resolve`) together for a run of `steps` steps."""
-    model, task = config.model, OBJECTIVES[config.objective]
+    model, task = config.model, TASKS[config.objective]
     vit = ViT(
         image_size=model.image_size,
         patch_size=model.patch_size,
@@ -223,6 +280,8 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         unroll=model.unroll,
         mask_token=task.mask_token,
         freeze_embedding=model.freeze_embedding,
+        learned_positions=model.learned_positions,
+        norm_epsilon=model.norm_epsilon,
     )
     rows = 1 if config.strategy == "end_to_end" else config.blocks
     objective = task.from_config(config, vit, rows)
@@ -240,13 +299,23 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         freeze_embedding=model.freeze_embedding,
     )
 
+    rates = None
+    frozen = 0
+    if config.tune_blocks is not None:
+        frozen = (config.blocks - config.tune_blocks) * (model.depth // config.blocks)
+    if frozen or config.optimizer.layer_decay != 1.0:
+        stem_rate, of_layers = layer_rates(model.depth, config.optimizer.layer_decay, frozen)
+        rates = (stem_rate, tuple(of_layers))
+
     def forward(params, stream, rng):
-        return _with_noise(objective.forward(vit, params, stream), config.noise, rng)
+        # The noise keeps the key that it had before there was anything else at random.
+        out = objective.forward(vit, params, stream, jax.random.fold_in(rng, 1))
+        return _with_noise(out, config.noise, rng)
 
     block = Block(
         forward=forward,
         loss=objective.local_loss,
-        optimizer=optimizer,
+        optimizer=scaled(optimizer) if rates else optimizer,
         clip=config.optimizer.clip or None,
         microbatches=config.microbatches,
         begin=objective.begin,
@@ -279,4 +348,5 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         train_step=train_step,
         in_host_memory=config.strategy == "streamed",
         batches=config.pipeline.batches if config.strategy == "pipelined" else None,
+        rates=rates,
     )

@@ -50,3 +50,47 @@ def decayed(params: PyTree, freeze_embedding: bool = False) -> PyTree:
         return names[-1] == "kernel"
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def scaled(
+    optimizer: optax.GradientTransformation, scales: PyTree = None
+) -> optax.GradientTransformation:
+    """Returns an optimizer whose updates are multiplied by numbers that it keeps in its state.
+
+    In the state, blocks that share one compiled update can have numbers of their own.
+
+    Args:
+      optimizer: any.
+      scales: that a state begins with: a tree of dicts like the parameters, cut off at any depth, whose ends are arrays
+        that multiply along the leading axes. None where no state is made.
+    """
+
+    def init(params):
+        return optimizer.init(params), scales
+
+    def update(grads, state, params=None):
+        inner, kept = state
+        updates, inner = optimizer.update(grads, inner, params)
+        return _multiplied(kept, updates), (inner, kept)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _multiplied(scales, updates):
+    if isinstance(scales, dict):
+        return {name: _multiplied(scales[name], part) for name, part in updates.items()}
+    return jax.tree.map(
+        lambda leaf: leaf * scales.reshape(scales.shape + (1,) * (leaf.ndim - scales.ndim)), updates
+    )
+
+
+def layer_rates(depth: int, decay: float, frozen: int) -> tuple[float, list[float]]:
+    """Returns what multiplies the learning rate of the stem and of every layer.
+
+    decay^(depth + 1 - i) for layer i from 1, i = 0 for the stem, and 1 for heads (facebookresearch/mae,
+    util/lr_decay.py); 0 for the first `frozen` layers and, if there are any, for the stem.
+    """
+    rates = [decay ** (depth + 1 - i) for i in range(depth + 1)]
+    if frozen:
+        rates[: frozen + 1] = [0.0] * (frozen + 1)
+    return rates[0], rates[1:]

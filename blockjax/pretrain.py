@@ -17,16 +17,19 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from blockjax import config as config_lib
-from blockjax import figures, monitor
+from blockjax import figures, finetune, monitor
 from blockjax.checkpoint import Checkpoints
 from blockjax.data.pipeline import DevicePrefetch, Groups, evaluation_images, train_batches
-from blockjax.data.sources import open_source
+from blockjax.data.sources import fraction_of, open_source
+from blockjax.finetune import count_classes
 from blockjax.learner import make_learner, run_key, state_formats
 from blockjax.memory.profiles import MIB, DoesNotFit, compile_step
 from blockjax.memory.targets import local_limit
+from blockjax.objectives import TASKS
 from blockjax.probes import probe_blocks
 from blockjax.progress import Progress, render_table
 from blockjax.sharding import make_mesh, mesh_shape, process_rows
+from blockjax.transfer import fitted_params, start_of
 from blockjax.writers import Writer, read_metrics, write_bytes_atomic, write_json_atomic
 
 
@@ -47,18 +50,26 @@ class Pretraining:
         Raises:
           ValueError: the config, the data or the workdir cannot be used; says what to change.
         """
+        config, backbone = start_of(config)
         self.config = config_lib.resolve(
             config, devices=jax.device_count(), platform=jax.default_backend()
         )
         data = self.config.data
-        self.train_source = open_source(data.source, data.train_split, data.dir)
+        self.train_source = fraction_of(
+            open_source(data.source, data.train_split, data.dir), data.fraction, self.config.seed
+        )
         self.test_source = open_source(data.source, data.test_split, data.dir)
+        if TASKS[self.config.objective].takes_labels:
+            self.config.classifier.classes = count_classes(self.config, self.train_source)
         self.steps = config_lib.total_steps(self.config, len(self.train_source))
         config_lib.fill_lengths(self.config, self.steps)
         self.workdir = claim_workdir(Path(workdir), self.config)
         self.mesh = make_mesh(mesh_shape(self.config.mesh, jax.device_count()))
         self.learner = make_learner(self.config, self.steps)
         self.abstract_state = self.learner.abstract_state(self.mesh)
+        self._backbone = None
+        if backbone is not None:
+            self._backbone = fitted_params(backbone, self.learner.vit, config.backbone)
         self.is_first_process = jax.process_index() == 0
 
     def run(self) -> dict[str, Any]:
@@ -99,6 +110,7 @@ class Pretraining:
             f"{config.batch_size} images -> {self.workdir}\n"
             f"data        {self.train_source.description}\n"
             f"devices     {jax.device_count()} x {device.device_kind}; mesh {mesh}\n"
+            f"start       {config.backbone if self._backbone is not None else 'random numbers'}\n"
             f"encoder     {config.model.depth} layers of width {config.model.width} in {learner.rows} "
             f"block{'s' if learner.rows > 1 else ''}; stem {stem:,} parameters\n"
             f"blocks      {each}{layers:,} parameters in layers, {head:,} in the head"
@@ -161,7 +173,7 @@ class Pretraining:
             batches.set_state(data_state)
 
         def put(group):
-            return self.learner.place(self.mesh, [batch["image"] for batch in group])
+            return self.learner.place(self.mesh, group)
 
         groups = Groups(batches, self.learner.batches or 1, self.steps - start)
         return DevicePrefetch(groups, put, size=2 if self.learner.batches is None else 1)
@@ -170,7 +182,10 @@ class Pretraining:
         """Trains from a restored state, or from a new one if that is None, and returns the last."""
         config, train_step = self.config, self._compile()
         if state is None:
-            state = self._fitted(self.learner.init_for(train_step, self._key("init")))
+            state = self.learner.init_for(train_step, self._key("init"))
+            if self._backbone is not None:
+                state = self.learner.start_from(state, self._backbone)
+            state = self._fitted(state)
         else:
             state = jax.device_put(state, state_formats(train_step), donate=True)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
@@ -254,7 +269,9 @@ class Pretraining:
 
     def _report(self, state):
         config = self.config
-        probes = self._probe(state)
+        classifies = self.learner.objective.takes_labels
+        probes = [] if classifies else self._probe(state)
+        tested = finetune.test_accuracies(self, state) if classifies else []
         rows = read_metrics(self.workdir / "metrics.jsonl")
         summary = {
             "strategy": config.strategy,
@@ -263,6 +280,8 @@ class Pretraining:
             "images_per_second": (rows[-1]["examples"] / rows[-1]["seconds"]) if rows else 0.0,
             "probes": probes,
         }
+        if classifies:
+            summary["accuracy"] = tested
         images, _ = evaluation_images(
             self.test_source, config.model.image_size, limit=10, on_corrupt=config.data.on_corrupt
         )
@@ -283,6 +302,12 @@ class Pretraining:
                 f"accuracy on {config.data.source} [{config.data.test_split}]",
                 ["features", "kNN", "linear probe"],
                 [[row["features"], row["knn"], row["linear"]] for row in probes],
+            )
+        if tested:
+            render_table(
+                f"accuracy on {config.data.source} [{config.data.test_split}]",
+                ["classifier", "top 1"],
+                [[row["features"], row["top_1"]] for row in tested],
             )
         self._print(f"figures     {folder}/{name}, losses.png")
         return summary

@@ -3,7 +3,7 @@
 import ml_collections
 
 from blockjax import config as config_lib
-from blockjax.objectives import OBJECTIVES
+from blockjax.objectives import TASKS
 
 # With the same decoder, so that only the training differs. They stand in every comparison of memory.
 BASELINES = ("end_to_end", "end_to_end+remat", "end_to_end+remat+accumulate4")
@@ -12,7 +12,7 @@ OPTIONS = "+remat, +accumulateN (N microbatches), +unroll, +mae_decoder (MAE's o
 
 def baselines(config: ml_collections.ConfigDict) -> list[str]:
     """Returns those of `BASELINES` that the config's objective can have: microbatches need a mean over images."""
-    objective = OBJECTIVES.get(config.objective)
+    objective = TASKS.get(config.objective)
     if objective is None or objective.means_over_images:
         return list(BASELINES)
     return [variant for variant in BASELINES if "accumulate" not in variant]

@@ -1,9 +1,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from blockjax.optimizer import decayed, learning_rate_schedule, make_optimizer
+from blockjax.optimizer import (
+    decayed,
+    layer_rates,
+    learning_rate_schedule,
+    make_optimizer,
+    scaled,
+)
 from tests.tiny import STEPS, tiny_learner
 
 
@@ -60,3 +67,24 @@ def test_adam_by_hand_with_the_configs_numbers():
         direction = m / (1 - 0.8 ** (step + 1)) / np.sqrt(v / (1 - 0.6 ** (step + 1)))
         rate = 0.03 * 8 / 256 * (1 + np.cos(np.pi * step / STEPS)) / 2
         assert float(updates["kernel"]) == pytest.approx(-rate * (direction + 0.5 * 2), rel=1e-4)
+
+
+def test_rates_fall_towards_the_input():
+    stem, layers = layer_rates(3, 0.5, 0)
+    assert (stem, layers) == (0.0625, [0.125, 0.25, 0.5])  # the head has 1
+    assert layer_rates(3, 0.5, 2) == (0.0, [0.0, 0.0, 0.5])
+    assert layer_rates(3, 1.0, 3) == (0.0, [0.0, 0.0, 0.0])
+
+
+def test_updates_are_scaled_by_what_the_state_keeps():
+    params = {"layers": {"kernel": jnp.ones((2, 3))}, "head": {"kernel": jnp.ones(3)}}
+    grads = jax.tree.map(jnp.ones_like, params)
+    scales = {"layers": jnp.array([0.0, 0.5]), "head": jnp.float32(2.0)}
+    state = scaled(optax.sgd(1.0), scales).init(params)
+    updates, state = scaled(optax.sgd(1.0)).update(
+        grads, state, params
+    )  # one update for all states
+    np.testing.assert_array_equal(updates["layers"]["kernel"], [[0.0] * 3, [-0.5] * 3])
+    np.testing.assert_array_equal(updates["head"]["kernel"], [-2.0] * 3)
+    again, _ = scaled(optax.sgd(1.0)).update(grads, state, params)
+    np.testing.assert_array_equal(again["layers"]["kernel"], updates["layers"]["kernel"])

@@ -41,7 +41,7 @@ def train(learner, shape):
     at_once = learner.batches or 1
     losses = []
     for i in range(0, STEPS, at_once):
-        batches = [images(seed=j) for j in range(i, min(i + at_once, STEPS))]
+        batches = [{"image": images(seed=j)} for j in range(i, min(i + at_once, STEPS))]
         state, metrics = step(state, learner.place(mesh, batches), key)
         losses.append(np.reshape(metrics["loss"], (at_once, -1))[: len(batches)])
     return state, np.concatenate(losses)

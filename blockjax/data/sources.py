@@ -241,6 +241,47 @@ def open_source(spec: str, split: str, data_dir: str | None = None) -> Source:
     return source
 
 
+class PartSource(Source):
+    """Some of the examples of another source."""
+
+    def __init__(self, whole: Source, indices: np.ndarray):
+        """Takes the examples at `indices`, in their order."""
+        self._whole, self._indices = whole, indices
+        self.labelled, self.class_names = whole.labelled, whole.class_names
+        self.description = f"{len(indices):,} examples of {whole.description}"
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._whole[int(self._indices[index])]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        labels = self._whole.labels
+        return None if labels is None else labels[self._indices]
+
+    def name(self, index: int) -> str:
+        return self._whole.name(int(self._indices[index]))
+
+
+def fraction_of(source: Source, fraction: float, seed: int) -> Source:
+    """Returns a share of each class's examples, at least one of each; a smaller share of the same seed is a part of it.
+
+    Without labels it is a share of all.
+    """
+    if fraction == 1.0:
+        return source
+    labels = source.labels
+    labels = np.zeros(len(source), np.int32) if labels is None else labels
+    order = np.random.default_rng(seed).permutation(len(source))
+    chosen = []
+    for label in np.unique(labels):
+        of_class = order[labels[order] == label]
+        chosen.append(of_class[: max(1, round(fraction * len(of_class)))])
+    return PartSource(source, np.sort(np.concatenate(chosen)))
+
+
 def find_builder(name: str, data_dir: str | None = None):
     """Returns the TFDS builder for `name`, prepared or not.
 

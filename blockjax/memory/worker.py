@@ -39,7 +39,8 @@ def _measure(compiled, learner, mesh, config):
     state = learner.init_for(compiled, jax.random.key(0))
     side = learner.vit.image_size
     images = np.zeros((config.batch_size, side, side, 3), np.uint8)
-    batch = learner.place(mesh, [images] * (learner.batches or 1))
+    labels = np.zeros(config.batch_size, np.int32)
+    batch = learner.place(mesh, [{"image": images, "label": labels}] * (learner.batches or 1))
     key = jax.device_put(jax.random.key(1), NamedSharding(mesh, PartitionSpec()))
     for _ in range(_STEPS):
         state, metrics = compiled(state, batch, key)

@@ -85,13 +85,19 @@ class Layer(nn.Module):
     norm_epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, tokens_BTD: jax.Array) -> jax.Array:
+    def __call__(self, tokens_BTD: jax.Array, scale_2B: jax.Array | None = None) -> jax.Array:
+        """Runs the layer; `scale_2B` multiplies what its attention and its MLP add, image by image."""
+
+        def scaled(branch_BTD, index):
+            if scale_2B is None:
+                return branch_BTD
+            return branch_BTD * scale_2B[index][:, None, None].astype(branch_BTD.dtype)
+
         normed = layer_norm(self.dtype, "norm_1", self.norm_epsilon)(tokens_BTD)
-        tokens_BTD = tokens_BTD + Attention(self.heads, self.dtype, name="attention")(
-            normed, normed
-        )
+        attention = Attention(self.heads, self.dtype, name="attention")
+        tokens_BTD = tokens_BTD + scaled(attention(normed, normed), 0)
         normed = layer_norm(self.dtype, "norm_2", self.norm_epsilon)(tokens_BTD)
-        return tokens_BTD + Mlp(self.mlp_ratio, self.dtype, name="mlp")(normed)
+        return tokens_BTD + scaled(Mlp(self.mlp_ratio, self.dtype, name="mlp")(normed), 1)
 
 
 class Stem(nn.Module):
@@ -218,20 +224,41 @@ class ViT:
         )
         return tokens.reshape(*leading, *tokens.shape[1:])
 
-    def layers(self, params: PyTree, tokens: jax.Array) -> jax.Array:
-        """Runs the layers whose parameters are stacked along the leading axis of `params`, on tokens [B, ..., T, D]."""
+    def layers(
+        self,
+        params: PyTree,
+        tokens: jax.Array,
+        rng: jax.Array | None = None,
+        drop_rates_L: jax.Array | None = None,
+    ) -> jax.Array:
+        """Runs the layers whose parameters are stacked along the leading axis of `params`.
+
+        Args:
+          params: leaves [L, ...].
+          tokens: [B, ..., T, D].
+          rng: a key for the branches that are dropped; None: none is.
+          drop_rates_L: with which probability each layer leaves out a branch for an image; what stays is scaled up
+            (stochastic depth, arXiv 1603.09382, for each image as in timm).
+        """
         layer = self._layer()
         tokens_BTD = tokens.reshape(-1, *tokens.shape[-2:])
+        scales_L2B = None
+        if rng is not None:
+            kept_L = 1.0 - drop_rates_L[:, None, None]
+            shape = (len(drop_rates_L), 2, len(tokens_BTD))
+            scales_L2B = jax.random.bernoulli(rng, kept_L, shape) / kept_L
 
-        def one(tokens, layer_params):
-            return layer.apply({"params": layer_params}, tokens), None
+        def one(tokens, row):
+            layer_params, scale_2B = row
+            return layer.apply({"params": layer_params}, tokens, scale_2B), None
 
         if self.remat == "layer":
             # A loop keeps its forward and its backward pass apart. One that turns once is no loop to XLA, which would
             # find the same computation in both and keep its results.
             turns = len(jax.tree.leaves(params)[0]) // self.unroll
             one = jax.checkpoint(one, prevent_cse=turns == 1)
-        return jax.lax.scan(one, tokens_BTD, params, unroll=self.unroll)[0].reshape(tokens.shape)
+        rows = (params, scales_L2B)
+        return jax.lax.scan(one, tokens_BTD, rows, unroll=self.unroll)[0].reshape(tokens.shape)
 
 
 def regroup(layers: PyTree, blocks: int, *, stacked: int) -> PyTree:

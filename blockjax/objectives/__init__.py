@@ -3,6 +3,7 @@
 from blockjax.objectives.barlow_twins import BarlowTwins
 from blockjax.objectives.beit import Beit
 from blockjax.objectives.byol import BYOL
+from blockjax.objectives.classification import Classification
 from blockjax.objectives.context import ContextPrediction
 from blockjax.objectives.jigsaw import Jigsaw
 from blockjax.objectives.mae import MaskedAutoencoder
@@ -25,4 +26,7 @@ OBJECTIVES = {
     "vicreg": VICReg,
 }
 
-__all__ = ["OBJECTIVES", "Objective"]
+# What a run may train on: pretext tasks, and labels.
+TASKS = {**OBJECTIVES, "classification": Classification}
+
+__all__ = ["OBJECTIVES", "TASKS", "Objective"]

@@ -70,7 +70,8 @@ class MomentumObjective(Objective):
             "target": vit.stem(params["target"], inputs),
         }
 
-    def forward(self, vit: ViT, params: PyTree, stream: PyTree) -> PyTree:
+    def forward(self, vit: ViT, params: PyTree, stream: PyTree, rng: jax.Array) -> PyTree:
+        del rng
         return {
             "online": vit.layers(params["layers"], stream["online"]),
             "target": vit.layers(params["target"]["layers"], stream["target"]),

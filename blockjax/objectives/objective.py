@@ -26,6 +26,7 @@ class Objective(abc.ABC):
       means_over_images: whether the loss is a mean over images, so that the means over parts of a batch are those of
         the whole; False where it takes statistics or negatives from the batch.
       mask_token: whether the stem owns a mask token.
+      takes_labels: whether batches have a "label", int32 [B].
       fitted_shape: of what is fitted to data before training and `prepare` then takes as its third argument; None where
         nothing is. An objective that has it has a method `fit(rng, images_BHWC uint8) -> array`.
       begin, finish: of each block, see `blockjax.strategies.Block`.
@@ -33,6 +34,7 @@ class Objective(abc.ABC):
 
     means_over_images: ClassVar[bool] = True
     mask_token: ClassVar[bool] = False
+    takes_labels: ClassVar[bool] = False
     fitted_shape: tuple[int, ...] | None = None
     begin = None
     finish = None
@@ -73,8 +75,9 @@ class Objective(abc.ABC):
         """Returns the first stream."""
         return vit.stem(params, inputs)
 
-    def forward(self, vit: ViT, params: PyTree, stream: PyTree) -> PyTree:
+    def forward(self, vit: ViT, params: PyTree, stream: PyTree, rng: jax.Array) -> PyTree:
         """Returns the stream that leaves a block."""
+        del rng
         return vit.layers(params["layers"], stream)
 
     def enter(self, block: int):

@@ -75,7 +75,7 @@ def train(learner, shape, steps=3):
     )
     at_once, losses = learner.batches or 1, []
     for i in range(0, steps, at_once):
-        batches = [images(seed=j) for j in range(i, min(i + at_once, steps))]
+        batches = [{"image": images(seed=j)} for j in range(i, min(i + at_once, steps))]
         state, metrics = step(state, learner.place(mesh, batches), key)
         losses.append(np.reshape(metrics["loss"], (at_once, -1))[: len(batches)])
     return np.concatenate(losses), state

@@ -1,0 +1,53 @@
+"""Fine-tunes an encoder with labels.
+
+    python -m blockjax.finetune --config configs/finetune.py --config.backbone=runs/quickstart --workdir runs/finetune
+
+The backbone is a workdir (--config.depth_blocks=3 takes its first three blocks), a folder that was exported, or a file
+of weights. --config.tune_blocks=1 trains the last block only, 0 the classifier alone; --config.from_scratch=True
+starts an encoder of the same size from random numbers; --config.data.fraction=0.01 takes one label in a hundred;
+--config.strategy=blockwise gives every block a classifier of its own.
+
+--config configs/finetune.py:recipe=mae is MAE's recipe for ViT-B on ImageNet (without RandAugment, which is not
+there): batch 1024, 100 epochs, layer decay 0.65.
+"""
+
+from blockjax.config import default_config, parse_argument
+
+
+def get_config(argument=None):
+    """Returns the config of a fine-tuning; the model is the backbone's."""
+    recipe = parse_argument(argument, recipe="small")["recipe"]
+    if recipe not in ("small", "mae"):
+        raise ValueError(f"config argument recipe={recipe} is unknown; it may be small or mae")
+    config = default_config()
+    config.objective = "classification"
+    config.strategy = "end_to_end"
+    with config.ignore_type():  # all of these are the backbone's
+        config.blocks = None
+        config.model.preset = config.model.image_size = config.model.patch_size = None
+
+    config.optimizer.b2 = 0.999
+    config.classifier.drop_path = 0.1
+    config.classifier.label_smoothing = 0.1
+    config.log.monitor_every = 0
+    config.log.every = 10
+    config.probe.pool = 1
+    if recipe == "mae":
+        config.batch_size = 1024
+        config.epochs = 100
+        config.data.source = "tfds:imagenet2012"
+        config.data.test_split = "validation"
+        config.data.crop_scale = (0.08, 1.0)
+        config.data.workers = 8
+        config.classifier.mixup, config.classifier.cutmix = 0.8, 1.0
+        config.classifier.erase = 0.25
+        config.optimizer.base_learning_rate = 5e-4
+        config.optimizer.layer_decay = 0.65
+        return config
+    config.batch_size = 128
+    config.steps = 600
+    # Digits must not be mirrored, and a crop would cut them.
+    config.data.flip, config.data.crop_scale, config.data.shift = False, (1.0, 1.0), 3
+    config.optimizer.base_learning_rate = 4e-3  # 2e-3 at this batch
+    config.optimizer.layer_decay = 0.75
+    return config
