@@ -117,6 +117,25 @@ class Backbone:
             of_heads = jax.tree.map(lambda leaf: leaf[None], at_head(head, tokens))
         return read, of_heads
 
+    def attention(self, params: PyTree, images_BHWC: jax.Array) -> jax.Array:
+        """Returns how the CLS token attends to the patches in each depth's last layer, [K, B, H, rows, columns]
+        float32.
+
+        The weights of a head, those of CLS itself left out, add up to 1.
+        """
+        vit = self.vit
+
+        def one(tokens, layers):
+            layers = to_device(layers)
+            last = jax.tree.map(lambda leaf: leaf[-1:], layers)
+            if len(jax.tree.leaves(layers)[0]) > 1:
+                tokens = vit.layers(jax.tree.map(lambda leaf: leaf[:-1], layers), tokens)
+            found = _cls_attention(vit, jax.tree.map(lambda leaf: leaf[0], last), tokens)
+            return vit.layers(last, tokens), found.reshape(*found.shape[:2], *vit.grid)
+
+        tokens = vit.stem(params["stem"], self.inputs(images_BHWC))
+        return jax.lax.scan(one, tokens, params["layers"])[1]
+
     def pooled(self, tokens_BTD: jax.Array, readout: str, pool: int = 1) -> jax.Array:
         """Returns features without a head, [B, F] float32.
 
@@ -168,6 +187,21 @@ class Backbone:
 def head_norm(head: PyTree) -> PyTree | None:
     """Returns the parameters of the LayerNorm with which a head begins; None if it has none."""
     return head.get("readout", head).get("norm")
+
+
+def _cls_attention(vit, layer, tokens_BTD):
+    normed = layer_norm(jnp.float32, epsilon=vit.norm_epsilon).apply(
+        {"params": layer["norm_1"]}, tokens_BTD
+    )
+
+    def project(name, tokens):
+        part = layer["attention"][name]
+        out = tokens @ part["kernel"] + part["bias"][None, None]
+        return out.reshape(*out.shape[:2], vit.heads, -1)
+
+    query, key = project("query", normed[:, :1]), project("key", normed[:, 1:])
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key)[:, :, 0] / jnp.sqrt(query.shape[-1])
+    return jax.nn.softmax(logits, axis=-1)
 
 
 def _normalized(tokens):
