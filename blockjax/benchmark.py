@@ -9,6 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from blockjax import probes as probe_lib
 from blockjax import stages as stages_lib
 from blockjax.data.pipeline import train_batches
 from blockjax.data.sources import open_source
@@ -29,13 +30,15 @@ STRATEGIES = (
     "end_to_end+unroll+mae_decoder",
 )
 
+BENCHMARKS = ("step", "prepare", "pipeline", "stages", "kernel", "probes")
+
 
 def main() -> None:
     """Runs one benchmark and prints its table."""
     parser = argparse.ArgumentParser(
         prog="python -m blockjax.benchmark", description=__doc__, epilog=f"options: {OPTIONS}"
     )
-    parser.add_argument("benchmark", choices=("step", "prepare", "pipeline", "stages", "kernel"))
+    parser.add_argument("benchmark", choices=BENCHMARKS)
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--rounds", type=int, default=10, help="how often each variant is timed")
     parser.add_argument(
@@ -59,8 +62,18 @@ def main() -> None:
         parser.add_argument(
             f"--{name}", type=int, default=default, help=f"of stages: {text} (default: %(default)s)"
         )
+    for name, default, text in (
+        ("examples", 50_000, "features that are learned from"),
+        ("width", 192, "of the features"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"of probes: {text} (default: %(default)s)"
+        )
     arguments = parser.parse_args()
     try:
+        if arguments.benchmark == "probes":
+            probes(arguments.examples, arguments.width)
+            return
         if arguments.benchmark == "stages":
             stages(arguments.stages, arguments.batches, arguments.blocks)
             return
@@ -185,6 +198,81 @@ def kernel(targets: Sequence[str], shapes: Sequence[str], cases: Sequence[str]) 
         if rows and len(rows[0]) > len(head):
             head += ["ms", "of a copy's speed", "error"]
         render_table(f"masked reconstruction loss, {target}", head, rows)
+
+
+def probes(examples: int, width: int, tests: int = 5000, classes: int = 10) -> None:
+    """Prints accuracy and time of probes beside scikit-learn's, on the same features: classes that overlap.
+
+    Each is called twice and the second call is timed, so nothing is compiled in it.
+
+    Raises:
+      ValueError: scikit-learn is missing.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
+        from sklearn.neighbors import KNeighborsClassifier
+    except ImportError as error:
+        raise ValueError(
+            "the benchmark compares with scikit-learn: pip install scikit-learn"
+        ) from error
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(classes, width)).astype(np.float32)
+    labels = rng.integers(0, classes, examples + tests)
+    spread = 0.35 * np.sqrt(width)
+    features = centers[labels] + spread * rng.normal(size=(len(labels), width)).astype(np.float32)
+    train = features[:examples], labels[:examples]
+    test = features[examples:], labels[examples:]
+    mean, std = probe_lib.standardizer(train[0])
+    scaled = [(part - mean) / std for part in (train[0], test[0])]
+
+    def neighbours(k):
+        def weights(distances):
+            return np.exp((1.0 - distances) / probe_lib.TEMPERATURE)
+
+        model = KNeighborsClassifier(
+            k, metric="cosine", algorithm="brute", weights=weights, n_jobs=-1
+        )
+        return model.fit(*train).score(*test)
+
+    def linear(model):
+        return model.fit(scaled[0], train[1]).score(scaled[1], test[1])
+
+    penalties = np.float64(probe_lib.PENALTIES) * examples
+    pairs = {
+        "kNN, 20": (
+            lambda: probe_lib.knn_accuracies(*train, *test, classes, (20,))[0],
+            lambda: neighbours(20),
+        ),
+        "kNN, 200": (
+            lambda: probe_lib.knn_accuracies(*train, *test, classes, (200,))[0],
+            lambda: neighbours(200),
+        ),
+        "linear (RidgeClassifierCV)": (
+            lambda: probe_lib.linear_accuracy(*train, *test, classes),
+            lambda: linear(RidgeClassifierCV(penalties)),
+        ),
+        "linear_sgd (LogisticRegression)": (
+            lambda: probe_lib.sgd_accuracy(*train, *test, classes),
+            lambda: linear(LogisticRegression(C=np.inf, max_iter=1000)),
+        ),
+    }
+    rows = []
+    for name, (ours, theirs) in pairs.items():
+        ours()
+        (mine, seconds), (other, their_seconds) = map(_timed, (ours, theirs))
+        rows.append([name, mine, other, seconds, their_seconds, their_seconds / seconds])
+        print(f"{name}: {mine:.4f}, scikit-learn {other:.4f}", flush=True)
+    render_table(
+        f"probes of {examples:,} features of width {width}, {tests:,} queries, {jax.devices()[0].device_kind}",
+        ["probe", "accuracy", "scikit-learn's", "s", "scikit-learn's s", "times faster"],
+        rows,
+    )
+
+
+def _timed(function):
+    start = time.perf_counter()
+    value = function()
+    return value, time.perf_counter() - start
 
 
 class _Runner:

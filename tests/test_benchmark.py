@@ -79,3 +79,16 @@ def test_bad_arguments_are_one_sentence(monkeypatch):
         monkeypatch.setattr("sys.argv", ["benchmark", "step", *arguments])
         with pytest.raises(SystemExit, match=message):
             benchmark.main()
+
+
+@pytest.mark.slow
+def test_probes_beside_scikit_learn(capsys):
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    benchmark.probes(1000, 16, tests=500, classes=4)
+    table = rows(capsys.readouterr().out)
+    names = [name for name in table if name.startswith(("kNN", "linear"))]
+    assert len(names) == 4
+    for name in names:
+        ours, theirs, *_, ratio = map(float, table[name])
+        assert ours == pytest.approx(theirs, abs=0.02) and 0.3 < ours < 1.0
+        assert ratio > 0
