@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from blockjax import figures, monitor
 from blockjax import probes as probe_lib
-from blockjax.backbone import READOUTS, Backbone
+from blockjax.backbone import READOUTS, Backbone, head_norm
 from blockjax.data.augment import CorruptImage
 from blockjax.data.pipeline import evaluation_batches, evaluation_images
 from blockjax.data.sources import KINDS, open_source
@@ -97,7 +97,10 @@ def evaluate(
     subject = _Subject.of(workdir)
     names = _chosen("--probes", probes, probe_lib.PROBES)
     at = _depths(blocks, subject.backbone.blocks)
-    kinds = _chosen("--readouts", ",".join(READOUTS) if readouts == "all" else readouts, READOUTS)
+    known = READOUTS
+    if head_norm(subject.params["heads"]) is None:  # a classifier's head begins with a mean
+        known = tuple(name for name in READOUTS if name != "own")
+    kinds = _chosen("--readouts", ",".join(known) if readouts == "all" else readouts, known)
     settings = subject.settings
     spec = data or settings.get("source")
     if spec is None:

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import jax
+import pytest
 from absl import flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -24,3 +25,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # grain's worker processes read absl flags, which only absl.app parses.
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def dropped_programs():
+    """Drops compiled programs after each file: Linux allows a process 65,530 mappings, and each takes a few."""
+    yield
+    jax.clear_caches()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from blockjax.data.sources import fraction_of, open_source
+from blockjax.evaluate import evaluate
 from blockjax.export import export
 from blockjax.pretrain import Pretraining
 from blockjax.transfer import open_run
@@ -52,6 +53,8 @@ def test_an_encoder_learns_classes(pretrained, tmp_path):
     assert (tmp_path / "run" / "figures" / "views.png").is_file()
     # It opens like any other run, and goes on.
     assert open_run(tmp_path / "run").weights().vit.depth == 4
+    probed = evaluate(str(tmp_path / "run"), probes="linear", output=str(tmp_path))["probes"]
+    assert {row["readout"] for row in probed} == {"pixels", "grid", "mean", "cls"}
     again = Pretraining(config_of(pretrained), tmp_path / "run").run()
     assert again["accuracy"] == summary["accuracy"]
 
