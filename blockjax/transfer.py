@@ -142,7 +142,7 @@ def open_run(workdir: str | os.PathLike) -> Run:
 
 def is_run(path: str | os.PathLike) -> bool:
     """Whether a path is the workdir of a run (and not a folder or a file of weights)."""
-    return (Path(path) / "checkpoints").is_dir()
+    return any((Path(path) / name).exists() for name in ("checkpoints", "metrics.jsonl"))
 
 
 def open_weights(path: str | os.PathLike, blocks: int | None = None, **options: Any) -> Weights:
@@ -190,30 +190,25 @@ def start_of(
         if config.model.preset is None:
             raise ValueError(
                 "backbone is missing: set --config.backbone to a workdir or weights; or model.preset, "
-                "model.image_size, "
-                "model.patch_size and blocks to train from random numbers"
+                "model.image_size, model.patch_size and blocks to train from random numbers"
             )
         return config, None
     config = config.copy_and_resolve_references()
     config.unlock()
     weights = open_weights(config.backbone, config.depth_blocks)
     vit, model = weights.vit, config.model
-    open_fields = model.preset is None
-    for field in (
-        "image_size",
-        "patch_size",
-        *(("width", "depth", "heads") if open_fields else ()),
-    ):
-        if model[field] is None:
-            with config.ignore_type():
-                model[field] = getattr(vit, field)
-    if open_fields:
+    fields = ["image_size", "patch_size"]
+    if model.preset is None:  # else it says what is open
         model.preset, model.mlp_ratio = "ti", vit.mlp_ratio
+        fields += ["width", "depth", "heads"]
+    with config.ignore_type():
+        for field in fields:
+            if model[field] is None:
+                model[field] = getattr(vit, field)
+        if config.blocks is None:
+            config.blocks = _blocks_of(config.backbone, config.depth_blocks, vit.depth)
     model.norm_epsilon = vit.norm_epsilon
     model.learned_positions = model.learned_positions or vit.learned_positions
-    if config.blocks is None:
-        with config.ignore_type():
-            config.blocks = _blocks_of(config.backbone, config.depth_blocks, vit.depth)
     if config.from_scratch:
         return config, None
     return config, weights
@@ -239,10 +234,8 @@ def fitted_params(weights: Weights, vit: ViT, source: str) -> PyTree:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise UnusableWeights(
                 f"backbone {source}: {name} has shape {found.shape}, and the config's encoder (width {vit.width}, "
-                f"depth "
-                f"{vit.depth}, patches of {vit.patch_size} pixels) asks for {leaf.shape}; set the model's sizes to "
-                f"those "
-                f"of the weights: width {weights.vit.width}, depth {weights.vit.depth}, patch_size "
+                f"depth {vit.depth}, patches of {vit.patch_size} pixels) asks for {leaf.shape}; set the model's sizes "
+                f"to those of the weights: width {weights.vit.width}, depth {weights.vit.depth}, patch_size "
                 f"{weights.vit.patch_size}, or depth_blocks to as many blocks as the config has layers for"
             )
     if weights.vit.heads != vit.heads:

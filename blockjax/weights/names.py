@@ -320,8 +320,7 @@ def _recognized(tensors, source):
     some = ", ".join(list(tensors)[:3]) or "none at all"
     raise UnusableWeights(
         f"{source} has neither {FORMATS['timm'].cls} (timm, MAE) nor {table.cls} (Hugging Face), so it is no ViT with "
-        f"a "
-        f"CLS token; its tensors are named {some} ..."
+        f"a CLS token; its tensors are named {some} ..."
     )
 
 
