@@ -1,5 +1,6 @@
 """Probes give right accuracies on data whose answer is known."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -98,18 +99,22 @@ def test_neighbours_are_found_among_many(monkeypatch, bank):
     """Whatever part of the bank is on the device at a time, and though groups are searched first."""
     monkeypatch.setattr(probes, "_BANK", bank)
     train, test = blobs(250, spread=2.0), blobs(30, spread=2.0, seed=1)
-    train[0][:] += 1.0
+    order = np.random.default_rng(4).permutation(
+        1000
+    )  # neighbours in the bank are of other classes
+    train = train[0][order] + 1.0, train[1][order]
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train[0], test[0])]
     similarity = unit[1] @ unit[0].T
-    expected = []
-    for k in (1, 20, 200, 2000):
+
+    def expected(k):
         nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
         weights = np.exp(np.take_along_axis(similarity, nearest, axis=1).astype(np.float64) / 0.07)
         votes = np.stack([(weights * (train[1][nearest] == c)).sum(axis=1) for c in range(4)], 1)
-        expected.append(np.mean(votes.argmax(axis=1) == test[1]))
-    found = probes.knn_accuracies(*train, *test, 4, neighbours=(1, 20, 200, 2000))
-    np.testing.assert_allclose(found, expected, atol=1e-9)
-    assert len(set(found)) > 2
+        return np.mean(votes.argmax(axis=1) == test[1])
+
+    for neighbours in ((1, 5, 20), (200, 2000)):  # fewer than there are groups, and more
+        found = probes.knn_accuracies(*train, *test, 4, neighbours=neighbours)
+        np.testing.assert_allclose(found, [expected(k) for k in neighbours], atol=1e-9)
 
 
 def test_parts_of_the_data_add_up(monkeypatch):
@@ -126,23 +131,25 @@ def test_parts_of_the_data_add_up(monkeypatch):
 
 
 def test_ridge_against_numpy():
-    train = blobs(50, spread=2.0)
-    standard = probes.standardizer(train[0])
-    everything = np.ones(200, bool)
-    moments = probes._Moments.of(*train, everything, standard, 4)
-    weights, biases = moments.ridge(np.float32([0.1, 1.0]))
-    x = (train[0] - standard[0]) / standard[1]
-    y = 2.0 * np.eye(4)[train[1]] - 1.0
-    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    for i, penalty in enumerate((0.1, 1.0)):
-        gram = x.T @ x / 200
+    """Of a part of the examples, whose mean is not that of all."""
+    features, labels = blobs(50, spread=2.0)
+    standard = probes.standardizer(features)
+    chosen = np.arange(200) < 130
+    penalties = np.float32([0.1, 1.0])
+    weights, biases = probes._Moments.of(features, labels, chosen, standard, 4).ridge(penalties)
+    x = ((features - standard[0]) / standard[1])[chosen]
+    y = (2.0 * np.eye(4)[labels] - 1.0)[chosen]
+    center, mean = x.mean(axis=0), y.mean(axis=0)
+    for i, penalty in enumerate(penalties):
+        gram = (x - center).T @ (x - center) / 130
         damped = gram + penalty * np.trace(gram) / 8 * np.eye(8)
-        np.testing.assert_allclose(weights[i], np.linalg.solve(damped, x.T @ y / 200), atol=1e-4)
-    np.testing.assert_allclose(biases, -0.5, atol=1e-4)  # one of four classes
-    held = np.arange(200) % 5 == 4
-    parts = [probes._Moments.of(*train, chosen, standard, 4) for chosen in (held, ~held)]
-    one = np.float32([1.0])
-    for a, b in zip((parts[0] + parts[1]).ridge(one), moments.ridge(one), strict=True):
+        expected = np.linalg.solve(damped, (x - center).T @ (y - mean) / 130)
+        np.testing.assert_allclose(weights[i], expected, atol=1e-4)
+        np.testing.assert_allclose(biases[i], mean - center @ expected, atol=1e-4)
+    assert np.abs(center).max() > 0.2
+    halves = chosen & (np.arange(200) % 2 == 0), chosen & (np.arange(200) % 2 == 1)
+    parts = [probes._Moments.of(features, labels, half, standard, 4) for half in halves]
+    for a, b in zip((parts[0] + parts[1]).ridge(penalties), (weights, biases), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
@@ -157,6 +164,30 @@ def test_softmax_regression_learns_what_ridge_regression_does():
     assert found == probes.sgd_accuracy(*train, *test, 4, epochs=30)  # by the seed
     shuffled = np.random.default_rng(3).permutation(train[1])
     assert probes.sgd_accuracy(train[0], shuffled, *test, 4, epochs=5) < 0.5
+
+
+def test_steps_of_softmax_regression_by_hand():
+    """Two steps of SGD with momentum, each rate by itself."""
+    features, labels = blobs(10)
+    mean, std = probes.standardizer(features)
+    x, y = (features - mean) / std, np.eye(4)[labels]
+    rates = np.float32([0.1, 0.5])
+    state = (np.full((2, 8, 4), 0.01, np.float32), np.zeros((2, 4), np.float32))
+    momentum = jax.tree.map(np.zeros_like, state)
+    expected = [np.full((8, 4), 0.01), np.zeros(4)]
+    velocity = [np.zeros((8, 4)), np.zeros(4)]
+    for _ in range(2):
+        state, momentum = probes._softmax_step(
+            False, state, momentum, features, labels, rates, mean, std
+        )
+        logits = x @ expected[0] + expected[1]
+        error = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) - y) / len(x)
+        for part, gradient in enumerate((x.T @ error, error.sum(axis=0))):
+            velocity[part] = 0.9 * velocity[part] + gradient
+            expected[part] = expected[part] - 0.5 * velocity[part]
+    np.testing.assert_allclose(state[0][1], expected[0], atol=1e-5)
+    np.testing.assert_allclose(state[1][1], expected[1], atol=1e-5)
+    assert not np.allclose(state[0][0], state[0][1], atol=1e-3)
 
 
 def test_large_batches_use_trust_ratios(monkeypatch):
