@@ -53,7 +53,11 @@ def main() -> None:
     add("--train_split", help="learned from (default: the run's)")
     add("--test_split", help="accuracy is measured on (default: the run's)")
     add("--blocks", default="all", help="such as 1,4 (default: %(default)s)")
-    add("--probes", default="knn,linear,few_shot", help=f"of {', '.join(probe_lib.PROBES)}")
+    add(
+        "--probes",
+        default="knn,linear,few_shot",
+        help=f"of {', '.join(probe_lib.PROBES)} (default: %(default)s)",
+    )
     add("--readouts", default="all", help=f"of {', '.join(READOUTS)} (default: %(default)s)")
     add("--pool", type=int, help="side of the grid of the readout grid (default: the run's)")
     add("--train_examples", type=int, help="at most so many (default: all)")

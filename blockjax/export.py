@@ -2,7 +2,7 @@
 
     python -m blockjax.export --workdir runs/quickstart --blocks 3 --format huggingface --output exported
 
-What is written opens again with `blockjax.load`, with the library named, and as `--config.weights` of a run.
+What is written opens again with `blockjax.load`, with the library named, and as `--config.backbone` of a run.
 """
 
 import argparse
