@@ -102,6 +102,7 @@ def test_masked_autoencoder_of_transformers(geometry, normalize):
         fields["num_attention_heads"],
         fields["decoder_num_hidden_layers"],
     )
+    assert vit.norm_epsilon == decoder.norm_epsilon == config.layer_norm_eps
     if is_published:
         assert not vit.learned_positions and not decoder.learned_positions
 
