@@ -130,6 +130,17 @@ def test_exports_that_cannot_be(workdirs, tmp_path):
         blockjax.load(output)
 
 
+@pytest.mark.slow
+def test_half_an_export_leaves_nothing(workdirs, tmp_path, monkeypatch):
+    def full(path, tensors):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("blockjax.export.write_tensors", full)
+    with pytest.raises(ValueError, match="cannot be written: No space left"):
+        export(workdirs["blockwise"], "timm", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_encoder_alone():
     """Without what belongs to its training: a mask token, recomputation, a frozen embedding."""
     fields = {"objective": "beit", "mask.ratio": None, "remat": "layer", "tokenizer.codes": 16}
