@@ -148,21 +148,19 @@ def knn_accuracies(
     for start in starts:
         part = np.asarray(train_features[start : start + size], np.float32)
         real = len(part)
-        bank = jnp.asarray(np.pad(_unit(part), ((0, size - real), (0, 0))))
+        bank = _normalized(part if real == size else np.pad(part, ((0, size - real), (0, 0))))
         for i in range(len(best)):
-            queries = _unit(
-                np.asarray(test_features[i * _QUERIES : (i + 1) * _QUERIES], np.float32)
-            )
-            found = _nearest(bank, jnp.asarray(queries), np.int32(real), min(most, size))
+            queries = np.asarray(test_features[i * _QUERIES : (i + 1) * _QUERIES], np.float32)
+            found = _nearest(bank, queries, np.int32(real), min(most, size), real < size)
             best[i] = _merged(best[i], jax.device_get(found), start, most)
     for i, (similarity, nearest) in enumerate(best):
         labels = test_labels[i * _QUERIES : (i + 1) * _QUERIES]
         votes = np.asarray(train_labels)[nearest]
         weights = np.exp((similarity - similarity[:, :1]) / TEMPERATURE)
         for n, k in enumerate(neighbours):
-            scores = np.zeros((len(labels), classes))
-            rows = np.arange(len(labels))[:, None]
-            np.add.at(scores, (rows, votes[:, :k]), weights[:, :k])
+            places = classes * np.arange(len(labels))[:, None] + votes[:, :k]
+            scores = np.bincount(places.ravel(), weights[:, :k].ravel(), classes * len(labels))
+            scores = scores.reshape(len(labels), classes)
             right[n] += np.sum(scores.argmax(axis=1) == labels)
     return [float(count) / len(test_labels) for count in right]
 
@@ -179,15 +177,23 @@ def knn_accuracy(
     return accuracy
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _nearest(bank_NF, queries_QF, real, k):
+@jax.jit
+def _normalized(features):
+    """Scales features to length 1."""
+    norms = jnp.linalg.norm(features, axis=1, keepdims=True)
+    return features / jnp.maximum(norms, 1e-8)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _nearest(bank_NF, queries_QF, real, k, is_padded):
     """Similarities and indices of the k nearest, [Q, k] each, nearest first, among the first `real` of the bank.
 
     Sorting all similarities is most of the work, so groups are compared by their greatest ones first: the k nearest lie
     in the k best groups.
     """
-    similarity_QN = queries_QF @ bank_NF.T
-    similarity_QN = jnp.where(jnp.arange(len(bank_NF))[None] < real, similarity_QN, -jnp.inf)
+    similarity_QN = _normalized(queries_QF) @ bank_NF.T
+    if is_padded:
+        similarity_QN = jnp.where(jnp.arange(len(bank_NF))[None] < real, similarity_QN, -jnp.inf)
     groups = len(bank_NF) // _GROUP
     if groups <= k:
         return jax.lax.top_k(similarity_QN, k)
@@ -488,7 +494,3 @@ def _parts_of_one_shape(features, labels, chosen):
             np.pad(label, (0, missing)),
             np.pad(weight, (0, missing)),
         )
-
-
-def _unit(features):
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-8)
