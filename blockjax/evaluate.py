@@ -70,6 +70,13 @@ def main() -> None:
         evaluate(**vars(arguments))
     except (ValueError, CorruptImage) as error:
         sys.exit(f"error: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(
+            f"error: out of memory ({' '.join(str(error).split())[:200]}). Try --readouts mean, a smaller --pool, or "
+            "--probes knn, which needs the least"
+        )
 
 
 def evaluate(

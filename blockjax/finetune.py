@@ -19,26 +19,30 @@ from blockjax.sharding import replicated
 from blockjax.state import TrainState
 
 
-def count_classes(config: ml_collections.ConfigDict, source: Source) -> int:
+def count_classes(config: ml_collections.ConfigDict, train: Source, test: Source) -> int:
     """Returns the classes of a training set, or the config's `classifier.classes`.
 
     Raises:
-      ValueError: the data has no labels, or more classes than the config says.
+      ValueError: one of the sets has no labels, or there are more classes than the config says.
     """
-    where = f"{config.data.source} [{config.data.train_split}]"
-    if not source.labelled:
-        raise ValueError(
-            f"{where} has no labels, which objective=classification learns; use class folders, or data with labels"
-        )
-    names = source.class_names
-    there = len(names) if names is not None else int(source.labels.max()) + 1
+    data = config.data
+    for source, split in ((train, data.train_split), (test, data.test_split)):
+        if not source.labelled:
+            raise ValueError(
+                f"{data.source} [{split}] has no labels, which objective=classification learns and is tested with; use "
+                "class folders, or data with labels"
+            )
+    names = train.class_names
+    there = len(names) if names is not None else int(train.labels.max()) + 1
     said = config.classifier.classes
     if said is not None and said < there:
-        raise ValueError(f"classifier.classes={said}, but {where} has {there} classes")
+        raise ValueError(
+            f"classifier.classes={said}, but {data.source} [{data.train_split}] has {there} classes"
+        )
     return said or there
 
 
-def test_accuracies(run: Any, state: TrainState) -> list[dict[str, Any]]:
+def accuracies(run: Any, state: TrainState) -> list[dict[str, Any]]:
     """Returns the share of test images that each classifier gets right, after each depth that has one.
 
     Args:
@@ -47,15 +51,8 @@ def test_accuracies(run: Any, state: TrainState) -> list[dict[str, Any]]:
 
     Returns:
       A list of {"features": block_k, "top_1"}; end to end it is one row, of the last block.
-
-    Raises:
-      ValueError: the test data has no labels.
     """
     config, learner, source = run.config, run.learner, run.test_source
-    if not source.labelled:
-        raise ValueError(
-            f"{config.data.source} [{config.data.test_split}] has no labels to test with"
-        )
     mesh = state.step.sharding.mesh
     right, total = 0, 0
     batches = evaluation_batches(

@@ -21,7 +21,6 @@ from blockjax import figures, finetune, monitor
 from blockjax.checkpoint import Checkpoints
 from blockjax.data.pipeline import DevicePrefetch, Groups, evaluation_images, train_batches
 from blockjax.data.sources import fraction_of, open_source
-from blockjax.finetune import count_classes
 from blockjax.learner import make_learner, run_key, state_formats
 from blockjax.memory.profiles import MIB, DoesNotFit, compile_step
 from blockjax.memory.targets import local_limit
@@ -60,7 +59,9 @@ class Pretraining:
         )
         self.test_source = open_source(data.source, data.test_split, data.dir)
         if TASKS[self.config.objective].takes_labels:
-            self.config.classifier.classes = count_classes(self.config, self.train_source)
+            self.config.classifier.classes = finetune.count_classes(
+                self.config, self.train_source, self.test_source
+            )
         self.steps = config_lib.total_steps(self.config, len(self.train_source))
         config_lib.fill_lengths(self.config, self.steps)
         self.workdir = claim_workdir(Path(workdir), self.config)
@@ -271,7 +272,7 @@ class Pretraining:
         config = self.config
         classifies = self.learner.objective.takes_labels
         probes = [] if classifies else self._probe(state)
-        tested = finetune.test_accuracies(self, state) if classifies else []
+        tested = finetune.accuracies(self, state) if classifies else []
         rows = read_metrics(self.workdir / "metrics.jsonl")
         summary = {
             "strategy": config.strategy,

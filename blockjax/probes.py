@@ -16,6 +16,7 @@ import optax
 
 from blockjax.features import array_features, pixels
 from blockjax.learner import Learner
+from blockjax.models.heads import l2_normalize
 from blockjax.state import TrainState
 
 # Weighted kNN as in DINO's evaluation (facebookresearch/dino, eval_knn.py), which reports 20 and 200 neighbours.
@@ -148,7 +149,9 @@ def knn_accuracies(
     for start in starts:
         part = np.asarray(train_features[start : start + size], np.float32)
         real = len(part)
-        bank = _normalized(part if real == size else np.pad(part, ((0, size - real), (0, 0))))
+        bank = jax.jit(l2_normalize)(
+            part if real == size else np.pad(part, ((0, size - real), (0, 0)))
+        )
         for i in range(len(best)):
             queries = np.asarray(test_features[i * _QUERIES : (i + 1) * _QUERIES], np.float32)
             found = _nearest(bank, queries, np.int32(real), min(most, size), real < size)
@@ -177,13 +180,6 @@ def knn_accuracy(
     return accuracy
 
 
-@jax.jit
-def _normalized(features):
-    """Scales features to length 1."""
-    norms = jnp.linalg.norm(features, axis=1, keepdims=True)
-    return features / jnp.maximum(norms, 1e-8)
-
-
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _nearest(bank_NF, queries_QF, real, k, is_padded):
     """Similarities and indices of the k nearest, [Q, k] each, nearest first, among the first `real` of the bank.
@@ -191,7 +187,7 @@ def _nearest(bank_NF, queries_QF, real, k, is_padded):
     Sorting all similarities is most of the work, so groups are compared by their greatest ones first: the k nearest lie
     in the k best groups.
     """
-    similarity_QN = _normalized(queries_QF) @ bank_NF.T
+    similarity_QN = l2_normalize(queries_QF) @ bank_NF.T
     if is_padded:
         similarity_QN = jnp.where(jnp.arange(len(bank_NF))[None] < real, similarity_QN, -jnp.inf)
     groups = len(bank_NF) // _GROUP

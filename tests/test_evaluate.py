@@ -9,27 +9,13 @@ from PIL import Image
 from blockjax.evaluate import evaluate
 from blockjax.export import export
 from blockjax.pretrain import Pretraining
-from tests.tiny import images, tiny_config
-
-
-def marked(count):
-    """Images of four classes, each with a bright quarter."""
-    labels = np.arange(count) % 4
-    found = images(count) // 4
-    for image, label in zip(found, labels, strict=True):
-        row, column = divmod(label, 2)
-        image[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] += 128
-    return found, labels
+from tests.tiny import images, marked_data, tiny_config
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
-    train, test = marked(240), marked(80)
-    data = folder / "quarters.npz"
-    np.savez(
-        data, train_images=train[0], train_labels=train[1], test_images=test[0], test_labels=test[1]
-    )
+    data = marked_data(folder)
     fields = {"steps": 3, "mesh.data": -1, "data.source": f"arrays:{data}", "data.flip": False}
     Pretraining(tiny_config(**fields, **{"blocks": 2, "log.every": 1}), folder / "run").run()
     return folder / "run", data

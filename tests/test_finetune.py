@@ -13,19 +13,14 @@ from blockjax.pretrain import Pretraining
 from blockjax.transfer import open_run
 from blockjax.weights import UnusableWeights
 from configs import finetune as finetune_config
-from tests.test_evaluate import marked
-from tests.tiny import tiny_config
+from tests.tiny import images, marked_data, tiny_config
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """A short block-wise run on images of four classes, and its data."""
     folder = tmp_path_factory.mktemp("pretrained")
-    train, test = marked(240), marked(80)
-    data = folder / "quarters.npz"
-    np.savez(
-        data, train_images=train[0], train_labels=train[1], test_images=test[0], test_labels=test[1]
-    )
+    data = marked_data(folder)
     fields = {"steps": 3, "mesh.data": -1, "data.source": f"arrays:{data}", "data.flip": False}
     Pretraining(tiny_config(**fields), folder / "run").run()
     return folder / "run", f"arrays:{data}"
@@ -180,7 +175,14 @@ def test_a_fraction_of_each_class(pretrained):
 
 
 def test_data_without_labels(pretrained, tmp_path):
-    np.savez(tmp_path / "plain.npz", images=marked(80)[0])
+    np.savez(tmp_path / "plain.npz", images=images(80))
     config = config_of(pretrained, **{"data.source": f"arrays:{tmp_path / 'plain.npz'}"})
     with pytest.raises(ValueError, match="has no labels, which objective=classification learns"):
+        Pretraining(config, tmp_path / "run")
+    labels = np.arange(80) % 4
+    np.savez(
+        tmp_path / "half.npz", train_images=images(80), train_labels=labels, test_images=images(8)
+    )
+    config = config_of(pretrained, **{"data.source": f"arrays:{tmp_path / 'half.npz'}"})
+    with pytest.raises(ValueError, match=r"half\.npz \[test\] has no labels"):
         Pretraining(config, tmp_path / "run")

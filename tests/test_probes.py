@@ -191,26 +191,12 @@ def test_steps_of_softmax_regression_by_hand():
 
 
 def test_large_batches_use_trust_ratios(monkeypatch):
-    train = blobs(200)
-    small = probes._train_softmax(
-        *train,
-        np.ones(800, bool),
-        standard=probes.standardizer(train[0]),
-        classes=4,
-        epochs=3,
-        seed=0,
-        rates=(1.0,),
-    )
+    features, labels = blobs(200)
+    fields = {"standard": probes.standardizer(features), "classes": 4, "epochs": 3, "seed": 0}
+    chosen = np.ones(800, bool)
+    small = probes._train_softmax(features, labels, chosen, rates=(1.0,), **fields)
     monkeypatch.setattr(probes, "_LARS_BATCH", 16)
-    large = probes._train_softmax(
-        *train,
-        np.ones(800, bool),
-        standard=probes.standardizer(train[0]),
-        classes=4,
-        epochs=3,
-        seed=0,
-        rates=(1.0,),
-    )
+    large = probes._train_softmax(features, labels, chosen, rates=(1.0,), **fields)
     start = 0.01 * np.sqrt(8 * 4)
     moved = [np.linalg.norm(np.asarray(found[0][0])) for found in (small, large)]
     assert (
