@@ -34,6 +34,8 @@ _FEW_SHOT_PENALTY, _FEW_SHOT_BIAS = 2.0**10, 100.0
 EPOCHS, WARMUP_EPOCHS, MOMENTUM = 90, 10, 0.9
 RATES = (0.03, 0.1, 0.3, 1.0)
 _LARS_BATCH = 4096
+# Features of as many steps as this holds go to the device together.
+_PART_BYTES = 64 << 20
 
 _QUERIES, _BANK, _GROUP = 1000, 1 << 16, 16
 _ROWS = 8192
@@ -380,45 +382,55 @@ def _train_softmax(features, labels, chosen, *, standard, classes, epochs, seed,
     batch = int(2 ** np.clip(math.floor(math.log2(max(len(indices) / 50, 1))), 5, 14))
     batch = min(batch, len(indices))
     steps = len(indices) // batch
-    peak = np.float32(rates) * batch / 256
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, 1.0, max(1, WARMUP_EPOCHS * epochs // EPOCHS * steps), epochs * steps
     )
+    shares = np.asarray(schedule(np.arange(epochs * steps)), np.float32)
+    rates_SR = shares[:, None] * np.float32(rates) * batch / 256
     weights = 0.01 * jax.random.normal(jax.random.key(seed), (features.shape[1], classes))
     weights = jnp.broadcast_to(weights, (len(rates), *weights.shape))
     state = (weights, jnp.zeros((len(rates), classes)))
     momentum = jax.tree.map(jnp.zeros_like, state)
     order = np.random.default_rng(seed)
-    step = functools.partial(_softmax_step, batch >= _LARS_BATCH)
+    train = functools.partial(_softmax_steps, batch >= _LARS_BATCH)
+    together = max(1, _PART_BYTES // (4 * batch * features.shape[1]))
     for epoch in range(epochs):
-        shuffled = order.permutation(indices)[: steps * batch].reshape(steps, batch)
-        for i, chosen_now in enumerate(shuffled):
-            rows = np.sort(chosen_now)  # neighbours in a file are read together
-            rate = peak * float(schedule(epoch * steps + i))
-            state, momentum = step(
-                state, momentum, np.asarray(features[rows]), labels[rows], rate, *standard
-            )
+        rows_SB = order.permutation(indices)[: steps * batch].reshape(steps, batch)
+        for start in range(0, steps, together):
+            rows = np.sort(
+                rows_SB[start : start + together]
+            )  # neighbours in a file are read together
+            now = slice(epoch * steps + start, epoch * steps + start + len(rows))
+            part = np.asarray(features[rows], np.float32), labels[rows], rates_SR[now]
+            state, momentum = train(state, momentum, *part, *standard)
     return state
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-def _softmax_step(is_lars, classifiers, momentum, features, labels, rates, mean, std):
-    features = (features - mean[None]) / std[None]
+def _softmax_steps(is_lars, classifiers, momentum, features_SBF, labels_SB, rates_SR, mean, std):
+    """Trains R classifiers, each at its rates, for S steps."""
 
-    def loss(classifier):
-        weights, bias = classifier
-        logits = features @ weights + bias[None]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    def step(carry, batch):
+        features, labels, rates = batch
+        features = (features - mean[None]) / std[None]
 
-    def update(classifier, momentum, rate):
-        grads = jax.grad(loss)(classifier)
-        if is_lars:  # trust ratios for the weights; biases take the plain step (facebookresearch/mae, util/lars.py)
-            ratio = 0.001 * optax.tree.norm(classifier[0]) / (optax.tree.norm(grads[0]) + 1e-12)
-            grads = (grads[0] * ratio, grads[1])
-        momentum = jax.tree.map(lambda m, g: MOMENTUM * m + g, momentum, grads)
-        return jax.tree.map(lambda p, m: p - rate * m, classifier, momentum), momentum
+        def loss(classifier):
+            weights, bias = classifier
+            logits = features @ weights + bias[None]
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    return jax.vmap(update)(classifiers, momentum, rates)
+        def update(classifier, momentum, rate):
+            grads = jax.grad(loss)(classifier)
+            if is_lars:  # trust ratios for the weights; biases take the plain step (facebookresearch/mae, util/lars.py)
+                ratio = 0.001 * optax.tree.norm(classifier[0]) / (optax.tree.norm(grads[0]) + 1e-12)
+                grads = (grads[0] * ratio, grads[1])
+            momentum = jax.tree.map(lambda m, g: MOMENTUM * m + g, momentum, grads)
+            return jax.tree.map(lambda p, m: p - rate * m, classifier, momentum), momentum
+
+        return jax.vmap(update)(*carry, rates), None
+
+    carry, _ = jax.lax.scan(step, (classifiers, momentum), (features_SBF, labels_SB, rates_SR))
+    return carry
 
 
 def few_shot_accuracies(

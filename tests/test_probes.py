@@ -167,27 +167,49 @@ def test_softmax_regression_learns_what_ridge_regression_does():
 
 
 def test_steps_of_softmax_regression_by_hand():
-    """Two steps of SGD with momentum, each rate by itself."""
+    """Two steps of SGD with momentum, of other examples at other rates, each classifier by itself."""
     features, labels = blobs(10)
     mean, std = probes.standardizer(features)
-    x, y = (features - mean) / std, np.eye(4)[labels]
-    rates = np.float32([0.1, 0.5])
+    order = np.random.default_rng(0).permutation(40).reshape(2, 20)
+    rates = np.float32([[0.1, 0.5], [0.2, 0.3]])
     state = (np.full((2, 8, 4), 0.01, np.float32), np.zeros((2, 4), np.float32))
     momentum = jax.tree.map(np.zeros_like, state)
+    state, momentum = probes._softmax_steps(
+        False, state, momentum, features[order], labels[order], rates, mean, std
+    )
     expected = [np.full((8, 4), 0.01), np.zeros(4)]
     velocity = [np.zeros((8, 4)), np.zeros(4)]
-    for _ in range(2):
-        state, momentum = probes._softmax_step(
-            False, state, momentum, features, labels, rates, mean, std
-        )
+    for rows, rate in zip(order, rates[:, 1], strict=True):
+        x, y = (features[rows] - mean) / std, np.eye(4)[labels[rows]]
         logits = x @ expected[0] + expected[1]
         error = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) - y) / len(x)
         for part, gradient in enumerate((x.T @ error, error.sum(axis=0))):
             velocity[part] = 0.9 * velocity[part] + gradient
-            expected[part] = expected[part] - 0.5 * velocity[part]
+            expected[part] = expected[part] - rate * velocity[part]
     np.testing.assert_allclose(state[0][1], expected[0], atol=1e-5)
     np.testing.assert_allclose(state[1][1], expected[1], atol=1e-5)
     assert not np.allclose(state[0][0], state[0][1], atol=1e-3)
+
+
+def test_softmax_regression_in_parts(monkeypatch):
+    """However many steps go to the device together, and where they do not divide the epoch."""
+    features, labels = blobs(80)
+    fields = {"standard": probes.standardizer(features), "classes": 4, "epochs": 18, "seed": 0}
+    chosen = np.arange(320) < 300  # 9 steps of 32
+    whole = probes._train_softmax(features, labels, chosen, rates=(0.3, 1.0), **fields)
+    monkeypatch.setattr(probes, "_PART_BYTES", 4 * 4 * 32 * 8)
+    taken, train = [], probes._softmax_steps
+    monkeypatch.setattr(
+        probes, "_softmax_steps", lambda *args: taken.append(args[5]) or train(*args)
+    )
+    parts = probes._train_softmax(features, labels, chosen, rates=(0.3, 1.0), **fields)
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    # Two of 18 epochs of warm-up, then half a cosine; rates are for 256 images.
+    rates = np.concatenate(taken)[:, 1]
+    step = np.arange(18 * 9)
+    falling = 0.5 * (1 + np.cos(np.pi * (step - 18) / (16 * 9)))
+    np.testing.assert_allclose(rates, 32 / 256 * np.where(step < 18, step / 18, falling), atol=1e-6)
 
 
 def test_large_batches_use_trust_ratios(monkeypatch):
