@@ -44,10 +44,10 @@ def get_config(argument=None):
         config.optimizer.base_learning_rate = 5e-4
         config.optimizer.layer_decay = 0.65
         return config
-    config.batch_size = 128
-    config.steps = 600
+    config.batch_size = 64
+    config.steps = 800
     # Digits must not be mirrored, and a crop would cut them.
     config.data.flip, config.data.crop_scale, config.data.shift = False, (1.0, 1.0), 3
-    config.optimizer.base_learning_rate = 4e-3  # 2e-3 at this batch
+    config.optimizer.base_learning_rate = 1.6e-2  # 4e-3 at this batch
     config.optimizer.layer_decay = 0.75
     return config
