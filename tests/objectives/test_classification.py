@@ -112,6 +112,20 @@ def test_loss_of_guessing_and_of_knowing():
     assert objective.loss(head, moved, targets, jax.random.key(0))[0] == loss
 
 
+def test_logits_are_of_the_patches_tokens():
+    """Their order is no matter, and the CLS token, which stands first, is not among them."""
+    objective = task()
+    head = objective.init_head(jax.random.key(0))
+    kernel = jax.random.normal(jax.random.key(1), head["classes"]["kernel"].shape)
+    head = {**head, "classes": {**head["classes"], "kernel": kernel}}
+    tokens = jax.random.normal(jax.random.key(2), (2, 17, 32))
+    logits = objective.logits(head, tokens)
+    np.testing.assert_array_equal(objective.logits(head, tokens.at[:, 0].add(9.0)), logits)
+    turned = tokens.at[:, 1:].set(tokens[:, :0:-1])
+    np.testing.assert_allclose(objective.logits(head, turned), logits, atol=1e-5)
+    assert not np.allclose(objective.logits(head, tokens.at[:, 1].add(9.0)), logits, atol=1e-3)
+
+
 @pytest.mark.parametrize("remat", ["none", "layer"])
 def test_dropped_branches(remat):
     """Nothing is dropped with rate 0; with others some images keep a branch, scaled up, and some lose it."""
