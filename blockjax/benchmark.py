@@ -209,7 +209,7 @@ def probes(examples: int, width: int, tests: int = 5000, classes: int = 10) -> N
       ValueError: scikit-learn is missing.
     """
     try:
-        from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
+        from sklearn.linear_model import LogisticRegression, RidgeClassifierCV, SGDClassifier
         from sklearn.neighbors import KNeighborsClassifier
     except ImportError as error:
         raise ValueError(
@@ -237,6 +237,28 @@ def probes(examples: int, width: int, tests: int = 5000, classes: int = 10) -> N
     def linear(model):
         return model.fit(scaled[0], train[1]).score(scaled[1], test[1])
 
+    def descent():
+        """As many epochs at as many rates, the best by held-out data; an example at a time."""
+        held = np.arange(examples) % 10 == 9
+
+        def fitted(rate, rows):
+            model = SGDClassifier(
+                "log_loss",
+                penalty=None,
+                max_iter=probe_lib.EPOCHS,
+                tol=None,
+                learning_rate="constant",
+                eta0=rate / 256,
+                n_jobs=-1,
+            )
+            return model.fit(scaled[0][rows], train[1][rows])
+
+        scores = [
+            fitted(rate, ~held).score(scaled[0][held], train[1][held]) for rate in probe_lib.RATES
+        ]
+        best = fitted(probe_lib.RATES[int(np.argmax(scores))], slice(None))
+        return best.score(scaled[1], test[1])
+
     penalties = np.float64(probe_lib.PENALTIES) * examples
     pairs = {
         "kNN, 20": (
@@ -247,9 +269,17 @@ def probes(examples: int, width: int, tests: int = 5000, classes: int = 10) -> N
             lambda: probe_lib.knn_accuracies(*train, *test, classes, (200,))[0],
             lambda: neighbours(200),
         ),
+        "kNN, 20 and 200 (mean)": (
+            lambda: np.mean(probe_lib.knn_accuracies(*train, *test, classes)),
+            lambda: np.mean([neighbours(20), neighbours(200)]),
+        ),
         "linear (RidgeClassifierCV)": (
             lambda: probe_lib.linear_accuracy(*train, *test, classes),
             lambda: linear(RidgeClassifierCV(penalties)),
+        ),
+        "linear_sgd (SGDClassifier)": (
+            lambda: probe_lib.sgd_accuracy(*train, *test, classes),
+            descent,
         ),
         "linear_sgd (LogisticRegression)": (
             lambda: probe_lib.sgd_accuracy(*train, *test, classes),
