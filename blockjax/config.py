@@ -201,8 +201,7 @@ def resolve(
     if config.loss.implementation is not None:
         _one_of("loss.implementation", config.loss.implementation, IMPLEMENTATIONS)
     _one_of("data.on_corrupt", config.data.on_corrupt, ("skip", "error"))
-    config.model.preset = str(config.model.preset).lower()
-    _one_of("model.preset", config.model.preset, PRESETS)
+    config.model.preset = _preset(config)
 
     if (config.steps is None) == (config.epochs is None):
         raise ValueError(
@@ -235,13 +234,25 @@ def depth(config: ml_collections.ConfigDict) -> int:
     """Returns the number of layers of a config as a config file returns it.
 
     Raises:
-      ValueError: the depth is the preset's, and the preset is unknown.
+      ValueError: the preset is unknown, or fields are missing that a backbone would give.
     """
-    if config.model.depth is not None:
-        return config.model.depth
+    preset = _preset(config)
+    return PRESETS[preset][1] if config.model.depth is None else config.model.depth
+
+
+def _preset(config):
+    fields = {
+        f"model.{name}": config.model[name] for name in ("preset", "image_size", "patch_size")
+    }
+    fields["blocks"] = config.blocks
+    missing = [name for name, value in fields.items() if value is None]
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing)} missing: only training opens a backbone and takes them from it; set them here"
+        )
     preset = str(config.model.preset).lower()
     _one_of("model.preset", preset, PRESETS)
-    return PRESETS[preset][1]
+    return preset
 
 
 def total_steps(config: ml_collections.ConfigDict, examples: int) -> int:

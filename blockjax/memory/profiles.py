@@ -16,6 +16,7 @@ from blockjax import config as config_lib
 from blockjax.learner import Learner, make_learner
 from blockjax.memory.collectives import read_collectives
 from blockjax.memory.flops import matmul_flops
+from blockjax.objectives import TASKS
 from blockjax.sharding import make_mesh, mesh_shape
 from blockjax.state import host_memory_kinds
 
@@ -128,6 +129,8 @@ def prepare(
     """
     platform = "gpu" if devices[0].platform in ("cuda", "rocm") else devices[0].platform
     config = config_lib.resolve(config, devices=len(devices), platform=platform)
+    if TASKS[config.objective].takes_labels and config.classifier.classes is None:
+        raise ValueError("classifier.classes is missing: no data is opened here that would tell")
     steps = config.steps or 1000  # enters the learning rate only
     config_lib.fill_lengths(config, steps)
     mesh = make_mesh(mesh_shape(config.mesh, len(devices)), devices)

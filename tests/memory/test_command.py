@@ -156,6 +156,7 @@ def test_errors_before_anything_is_compiled(config_file):
         (["--targets", "v5e", "--measure"], "--measure runs the step on the attached device"),
         (["--config.model.dept=3"], "no such field; there is"),
         (["--nonsense"], "argument '--nonsense' is unknown"),
+        (["--config", "configs/finetune.py"], "model.patch_size, blocks missing: only training"),
     ):
         ran = command("--config", config_file, *arguments)
         assert ran.returncode == 1

@@ -44,6 +44,12 @@ def test_on_cpu_blockwise_is_far_below_end_to_end(monkeypatch):
     assert temp("blockwise", "layer") < at_once
 
 
+def test_classes_have_to_be_said():
+    config = tiny_config(**{"objective": "classification", "mask.ratio": None, "mesh.data": -1})
+    with pytest.raises(ValueError, match=r"classifier\.classes is missing: no data is opened"):
+        profile(config)
+
+
 def test_parts_of_the_arguments():
     found = profile(tiny_config(**{"mesh.data": -1}))
     learner = tiny_learner()

@@ -123,7 +123,9 @@ def test_logits_are_of_the_patches_tokens():
     np.testing.assert_array_equal(objective.logits(head, tokens.at[:, 0].multiply(-3.0)), logits)
     turned = tokens.at[:, 1:].set(tokens[:, :0:-1])
     np.testing.assert_allclose(objective.logits(head, turned), logits, atol=1e-5)
-    assert not np.allclose(objective.logits(head, tokens.at[:, 1].multiply(-3.0)), logits, atol=1e-3)
+    assert not np.allclose(
+        objective.logits(head, tokens.at[:, 1].multiply(-3.0)), logits, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("remat", ["none", "layer"])
