@@ -87,7 +87,7 @@ def test_probes_beside_scikit_learn(capsys):
     benchmark.probes(1000, 16, tests=500, classes=4)
     table = rows(capsys.readouterr().out)
     names = [name for name in table if name.startswith(("kNN", "linear"))]
-    assert len(names) == 4
+    assert len(names) == 6
     for name in names:
         ours, theirs, *_, ratio = map(float, table[name])
         assert ours == pytest.approx(theirs, abs=0.02) and 0.3 < ours < 1.0
