@@ -7,6 +7,10 @@ of weights. --config.tune_blocks=1 trains the last block only, 0 the classifier 
 starts an encoder of the same size from random numbers; --config.data.fraction=0.01 takes one label in a hundred;
 --config.strategy=blockwise gives every block a classifier of its own.
 
+Measured on the embedded data, all 4,000 labels, mean of seeds 0, 1 and 2: 0.886 from the quickstart, 0.861 from its
+end-to-end twin, 0.465 from random numbers; 6 minutes on one core. With a tenth of the labels (data.fraction=0.1,
+steps=300) 0.740, 0.604 and 0.245.
+
 --config configs/finetune.py:recipe=mae is MAE's recipe for ViT-B on ImageNet (without RandAugment, which is not
 there): batch 1024, 100 epochs, layer decay 0.65.
 """
