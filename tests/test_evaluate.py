@@ -2,10 +2,12 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from blockjax import evaluate as command
 from blockjax.evaluate import evaluate
 from blockjax.export import export
 from blockjax.pretrain import Pretraining
@@ -96,3 +98,13 @@ def test_data_without_labels(run, tmp_path):
     folder = export(run[0], "timm", tmp_path / "timm")
     with pytest.raises(ValueError, match="--data is missing"):
         evaluate(str(folder))
+
+
+def test_too_little_memory_is_one_sentence(monkeypatch):
+    def full(**_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr("blockjax.evaluate.evaluate", full)
+    monkeypatch.setattr("sys.argv", ["evaluate", "--workdir", "runs/there"])
+    with pytest.raises(SystemExit, match=r"error: out of memory .* Try --readouts mean"):
+        command.main()
