@@ -9,7 +9,6 @@ import ml_collections
 
 from blockjax.models.heads import BatchNorm, Projector
 from blockjax.models.vit import ViT
-from blockjax.objectives.objective import SMALL
 from blockjax.objectives.two_view import TwoView, each_view
 
 PyTree = Any
@@ -37,15 +36,12 @@ class BarlowTwins(TwoView):
     @staticmethod
     def defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
         # Official: 8192 wide at a batch of 2048, λ 0.0051 (facebookresearch/barlowtwins): four times the batch.
-        small = config.model.image_size <= SMALL
         width = min(8192, 4 * config.batch_size)
         return {
-            "head.readout": "cbe_gap",
-            "head.expansion": 4 * config.model.width if small else 2048,
+            **TwoView.defaults(config),
             "head.hidden": width,
             "head.width": width,
             "loss.off_diagonal": 0.0051,
-            "views.recipe": "cifar-byol" if small else "byol",
         }
 
     @staticmethod

@@ -35,12 +35,10 @@ class BYOL(MomentumObjective, TwoView):
         # (google-deepmind/deepmind-research, byol/configs); narrower for small images.
         small = config.model.image_size <= SMALL
         return {
-            "head.readout": "cbe_gap",
-            "head.expansion": 4 * config.model.width if small else 2048,
+            **TwoView.defaults(config),
             "head.hidden": 1024 if small else 4096,
             "head.width": 256,
             "momentum.decay": 0.99 if small else 0.996,
-            "views.recipe": "cifar-byol" if small else "byol",
         }
 
     def _projector(self):

@@ -51,13 +51,11 @@ class MoCo(MomentumObjective, TwoView):
         # Official: hidden 4096, output 256, τ 0.2, decay 0.99 (facebookresearch/moco-v3); narrower for small images.
         small = config.model.image_size <= SMALL
         return {
-            "head.readout": "cbe_gap",
-            "head.expansion": 4 * config.model.width if small else 2048,
+            **TwoView.defaults(config),
             "head.hidden": 1024 if small else 4096,
             "head.width": 128 if small else 256,
             "loss.temperature": 0.2,
             "momentum.decay": 0.99,
-            "views.recipe": "cifar-byol" if small else "byol",
         }
 
     @staticmethod

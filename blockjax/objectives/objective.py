@@ -15,6 +15,13 @@ PyTree = Any
 SMALL = 64
 
 
+def default_readout(config: ml_collections.ConfigDict, readout: str) -> dict[str, Any]:
+    """Returns the fields of a readout of this kind; one that widens tokens does so to 2048 (arXiv 2302.01647)."""
+    small = config.model.image_size <= SMALL
+    expansion = 4 * config.model.width if small else 2048
+    return {"head.readout": readout, "head.expansion": expansion}
+
+
 class Objective(abc.ABC):
     """A pretext task: how images become encoder inputs and targets, and what a block's loss is.
 

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from blockjax.models.heads import Readout
 from blockjax.models.vit import ViT
-from blockjax.objectives.objective import SMALL, Objective
+from blockjax.objectives.objective import Objective, default_readout
 from blockjax.objectives.patches import patchify, standardize
 
 PyTree = Any
@@ -65,11 +65,7 @@ class Rotation(Objective):
     @staticmethod
     def defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
         """Returns the readout's fields."""
-        small = config.model.image_size <= SMALL
-        return {
-            "head.readout": "gap",
-            "head.expansion": 4 * config.model.width if small else 2048,
-        }
+        return default_readout(config, "gap")
 
     @staticmethod
     def check(config: ml_collections.ConfigDict) -> None:

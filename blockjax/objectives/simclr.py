@@ -43,8 +43,7 @@ class SimCLR(TwoView):
         # 0.5 on small images; 0.2 is the usual middle for a batch of some hundreds.
         small = config.model.image_size <= SMALL
         return {
-            "head.readout": "cbe_gap",
-            "head.expansion": 4 * config.model.width if small else 2048,
+            **TwoView.defaults(config),
             "head.hidden": 512 if small else 2048,
             "head.width": 128,
             "loss.temperature": 0.2 if small else 0.1,

@@ -5,6 +5,7 @@ Axis letters beside those of `vit.py`: S side of a tile, and 9 tiles in raster o
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from flax import linen as nn
 
 from blockjax.models.heads import BatchNorm
 from blockjax.models.vit import ViT
-from blockjax.objectives.objective import SMALL
+from blockjax.objectives.objective import SMALL, default_readout
 from blockjax.objectives.patches import patchify, unstandardize
 from blockjax.objectives.views import crop_and_resize
 
@@ -183,7 +184,7 @@ class Tiles:
         return cells.reshape(-1, self.crop, self.crop, 3)
 
 
-def default_tiles(config: ml_collections.ConfigDict) -> dict[str, int]:
+def default_tiles(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns values for `config.tiles` and `config.head`, by field, that fit the model's image and patch size.
 
     At 224 pixels with patches of 16: images of 256, a crop of 255, tiles of 64 (the release of arXiv 1603.09246) and a
@@ -200,8 +201,7 @@ def default_tiles(config: ml_collections.ConfigDict) -> dict[str, int]:
         "tiles.size": size,
         "tiles.crop": crop,
         "tiles.image_size": crop * 9 // 8 if small else crop + 1,
-        "head.readout": "gap",
-        "head.expansion": 4 * config.model.width if small else 2048,
+        **default_readout(config, "gap"),
         "head.hidden": 512 if small else 4096,
         "head.width": 128 if small else 1000,
     }

@@ -11,7 +11,7 @@ import ml_collections
 
 from blockjax.models.heads import Readout
 from blockjax.models.vit import ViT
-from blockjax.objectives.objective import Objective
+from blockjax.objectives.objective import SMALL, Objective, default_readout
 from blockjax.objectives.patches import patchify, standardize_unit
 from blockjax.objectives.views import find_recipe, two_views
 
@@ -59,6 +59,14 @@ class TwoView(Objective):
             "hidden": config.head.hidden,
             "out": config.head.width,
             "dtype": vit.dtype,
+        }
+
+    @staticmethod
+    def defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
+        """Returns the fields of readout and views; subclasses add those of their projector."""
+        small = config.model.image_size <= SMALL
+        return default_readout(config, "cbe_gap") | {
+            "views.recipe": "cifar-byol" if small else "byol"
         }
 
     @staticmethod

@@ -10,7 +10,6 @@ import ml_collections
 
 from blockjax.models.heads import Projector
 from blockjax.models.vit import ViT
-from blockjax.objectives.objective import SMALL
 from blockjax.objectives.two_view import TwoView, each_view
 
 PyTree = Any
@@ -32,14 +31,11 @@ class VICReg(TwoView):
     @staticmethod
     def defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
         # Official: 8192 wide at a batch of 2048 (facebookresearch/vicreg).
-        small = config.model.image_size <= SMALL
         width = min(8192, 4 * config.batch_size)
         return {
-            "head.readout": "cbe_gap",
-            "head.expansion": 4 * config.model.width if small else 2048,
+            **TwoView.defaults(config),
             "head.hidden": width,
             "head.width": width,
-            "views.recipe": "cifar-byol" if small else "byol",
         }
 
     def _projector(self):
