@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,20 +11,21 @@ import ml_collections
 import numpy as np
 import optax
 from jax.experimental.layout import Format, Layout
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from blockjax.backbone import Backbone
 from blockjax.models.vit import ViT, regroup
 from blockjax.objectives import TASKS
 from blockjax.optimizer import layer_rates, learning_rate_schedule, make_optimizer, scaled
-from blockjax.sharding import batch_sharding, put_rows, state_shardings
+from blockjax.sharding import batch_sharding, put_rows, state_shardings, warn_once
 from blockjax.state import (
+    BlockState,
     TrainState,
     host_memory_kinds,
     init_block_state,
     to_host,
 )
-from blockjax.strategies import Block, blockwise, end_to_end, pipelined, streamed
+from blockjax.strategies import Block, blockwise, end_to_end, host_loop, pipelined, streamed
 
 PyTree = Any
 
@@ -42,6 +43,7 @@ class Learner:
       schedule: step -> learning rate.
       train_step: `(state, batch, rng) -> (state, metrics)`.
       in_host_memory: whether the blocks' states live there, as `streamed` wants it.
+      loop: of `streamed`, the two functions of `host_loop`, for devices that address no host memory.
       batches: that a train step takes under `pipelined`; None under the others, which take one.
       rates: what multiplies the learning rate of the stem and of each layer; None if nothing does.
     """
@@ -54,6 +56,7 @@ class Learner:
     schedule: optax.Schedule
     train_step: Any
     in_host_memory: bool = False
+    loop: tuple[Callable, Callable] | None = None
     batches: int | None = None
     rates: tuple[float, tuple[float, ...]] | None = None
 
@@ -131,25 +134,44 @@ class Learner:
             self.state_shardings(mesh),
         )
 
+    def abstract_row(self) -> BlockState:
+        """Returns the shapes and dtypes of one block's state."""
+        stacked = jax.eval_shape(self.init, jax.random.key(0)).blocks
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stacked)
+
     def state_shardings(self, mesh: Mesh) -> TrainState:
         """Returns where every array of the state lives.
 
         Raises:
-          ValueError: it is to live in host memory, which these devices cannot address.
+          ValueError: it is to live in host memory, which these devices and processes cannot reach.
         """
         state = self.abstract_state()
         shardings = state_shardings(state, mesh)
         if not self.in_host_memory:
             return shardings
-        _check_host_memory(mesh.devices.flat[0])
+        if self.is_looped(mesh):
+            host = SingleDeviceSharding(_host_device(mesh.devices.flat[0]))
+            return shardings.replace(blocks=jax.tree.map(lambda _: host, shardings.blocks))
         kinds = host_memory_kinds(state.blocks)
         return shardings.replace(
             blocks=jax.tree.map(NamedSharding.with_memory_kind, shardings.blocks, kinds)
         )
 
+    def is_looped(self, mesh: Mesh) -> bool:
+        """Whether a step is a `HostLoop`: states are to live in host memory, which the devices do not address."""
+        return self.in_host_memory and not addresses_host_memory(mesh.devices.flat[0])
+
     def init_for(self, compiled: jax.stages.Compiled, rng: jax.Array) -> TrainState:
         """Returns the first state, born where and how a compiled step wants it; the same numbers on every mesh."""
-        return jax.jit(self.init, out_shardings=state_formats(compiled))(rng)
+        return self.init_in(state_formats(compiled), rng)
+
+    def init_in(self, formats: TrainState, rng: jax.Array) -> TrainState:
+        """Returns the first state, born in shardings or formats."""
+        host = jax.tree.leaves(formats.blocks)[0]
+        if not isinstance(host, SingleDeviceSharding):
+            return jax.jit(self.init, out_shardings=formats)(rng)
+        with jax.default_device(*host.device_set):
+            return jax.device_put(jax.jit(self.init)(jax.device_put(rng, host)), formats)
 
     def trace(self, mesh: Mesh, batch_size: int) -> jax.stages.Traced:
         """Traces the train step for a mesh, on shapes only; the state is donated and keeps its sharding.
@@ -159,6 +181,52 @@ class Learner:
         """
         state = self.abstract_state()
         shardings = self.state_shardings(mesh)
+        replicated = NamedSharding(mesh, PartitionSpec())
+        batch, batch_shardings = self._abstract_batch(mesh, batch_size)
+        formats = shardings
+        if not self.in_host_memory:
+            # XLA chooses the layout of the state: with the default one it may copy whole stacks into another and back.
+            formats = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), shardings)
+        step = jax.jit(
+            self.train_step,
+            donate_argnums=0,
+            in_shardings=(formats, batch_shardings, replicated),
+            out_shardings=(formats, replicated),
+        )
+        with jax.set_mesh(mesh):  # pipelined, and kernels, ask for it
+            return step.trace(state, batch, _abstract_key())
+
+    def trace_loop(self, mesh: Mesh, batch_size: int) -> tuple[jax.stages.Traced, ...]:
+        """Traces the programs of the first block and of the others, where `is_looped`."""
+        state, row = self.abstract_state(), self.abstract_row()
+        batch, of_batch = self._abstract_batch(mesh, batch_size)
+        of_row, of_state = self.row_shardings(mesh), state_shardings(state, mesh)
+        images, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+        first = jax.jit(
+            self.loop[0],
+            donate_argnums=(0, 1),
+            in_shardings=(of_state.stem, of_row, whole, whole, of_batch, whole),
+            out_shardings=(of_state.stem, of_row, images, images, whole),
+        )
+        later = jax.jit(
+            self.loop[1],
+            donate_argnums=(0, 1),
+            in_shardings=(of_row, images, images, whole, whole, whole),
+            out_shardings=(of_row, images, whole),
+        )
+        key = _abstract_key()
+        with jax.set_mesh(mesh):
+            first = first.trace(state.stem, row, state.step, state.fitted, batch, key)
+            _, _, stream, targets, _ = first.out_info
+            return first, later.trace(row, stream, targets, state.step, state.step, key)
+
+    def row_shardings(self, mesh: Mesh) -> PyTree:
+        """Returns where the arrays of one block's state live on the devices."""
+        stacked = state_shardings(self.abstract_state(), mesh).blocks
+        return jax.tree.map(lambda of: NamedSharding(mesh, PartitionSpec(*of.spec[1:])), stacked)
+
+    def _abstract_batch(self, mesh, batch_size):
+        """Returns the shapes and the shardings of what `place` gives."""
         replicated = NamedSharding(mesh, PartitionSpec())
         side = self.vit.image_size
         several = () if self.batches is None else (self.batches,)
@@ -172,19 +240,7 @@ class Learner:
         if several:
             batch = {"batches": batch, "count": jax.ShapeDtypeStruct((), jnp.int32)}
             batch_shardings = {"batches": batch_shardings, "count": replicated}
-        formats = shardings
-        if not self.in_host_memory:
-            # XLA chooses the layout of the state: with the default one it may copy whole stacks into another and back.
-            formats = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), shardings)
-        step = jax.jit(
-            self.train_step,
-            donate_argnums=0,
-            in_shardings=(formats, batch_shardings, replicated),
-            out_shardings=(formats, replicated),
-        )
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        with jax.set_mesh(mesh):  # pipelined, and kernels, ask for it
-            return step.trace(state, batch, key)
+        return batch, batch_shardings
 
     def place(self, mesh: Mesh, batches: Sequence[dict[str, np.ndarray]]) -> PyTree:
         """Puts host batches on the devices of a mesh, as the train step takes them.
@@ -203,6 +259,14 @@ class Learner:
         stacked = {name: np.stack([batch[name] for batch in filled]) for name in names}
         placed = {name: put_rows(mesh, rows, axis=1) for name, rows in stacked.items()}
         return {"batches": placed, "count": count}
+
+    def readable(self, state: TrainState, mesh: Mesh) -> TrainState:
+        """Returns a state whose parameters programs on the mesh can read: a copy where they are on the CPU backend."""
+        if not self.is_looped(mesh):
+            return state
+        stacked = state_shardings(self.abstract_state(), mesh).blocks.params
+        params = jax.device_put(state.blocks.params, stacked)
+        return state.replace(blocks=BlockState(params=params, opt_state=None))
 
     @property
     def backbone(self) -> Backbone:
@@ -245,6 +309,10 @@ def _averages_of(extra, params):
     return {**extra, "target": copied(extra["target"], params)}
 
 
+def _abstract_key():
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
 def run_key(seed: int, name: str) -> jax.Array:
     """Returns a run's key for one of its parts: init, train, figure, fit."""
     parts = {"init": 0, "train": 1, "figure": 2, "fit": 3}
@@ -256,13 +324,30 @@ def state_formats(compiled: jax.stages.Compiled) -> TrainState:
     return compiled.input_formats[0][0]
 
 
-def _check_host_memory(device):
+def addresses_host_memory(device: jax.Device) -> bool:
+    """Whether a program on this device can read and write the memory of its host."""
     memories = [memory.kind for memory in device.addressable_memories()]
-    if memories and "pinned_host" not in memories:  # a GPU that is only described lists none
+    return not memories or "pinned_host" in memories  # a GPU that is only described lists none
+
+
+def _host_device(device):
+    """Returns the CPU that keeps states for devices such as this one, and says so in the log."""
+    found = (
+        f"strategy=streamed: {device.device_kind} does not address its host's memory (pinned_host)"
+    )
+    remedy = "set strategy=blockwise, and mesh.fsdp to split states over devices"
+    if jax.process_count() > 1:
         raise ValueError(
-            f"strategy=streamed keeps states in memory of the kind pinned_host, and {device.device_kind} addresses "
-            f"{', '.join(memories)} only; set strategy=blockwise, and mesh.fsdp to split states over devices"
+            f"{found}, and keeping states on the CPU instead works with one process only; {remedy}"
         )
+    try:
+        host = jax.devices("cpu")[0]
+    except RuntimeError as error:
+        raise ValueError(
+            f"{found}, and JAX was told to leave the CPU alone; add cpu to JAX_PLATFORMS, or {remedy}"
+        ) from error
+    warn_once(f"{found}: one program for each block's update, and copies between")
+    return host
 
 
 def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
@@ -338,6 +423,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
             config.strategy
         ]
         train_step = driver(blocks, stem=stem, prepare=objective.prepare)
+    in_host_memory = config.strategy == "streamed"
     return Learner(
         vit=vit,
         objective=objective,
@@ -346,7 +432,8 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         optimizer=optimizer,
         schedule=schedule,
         train_step=train_step,
-        in_host_memory=config.strategy == "streamed",
+        in_host_memory=in_host_memory,
+        loop=host_loop(blocks, stem=stem, prepare=objective.prepare) if in_host_memory else None,
         batches=config.pipeline.batches if config.strategy == "pipelined" else None,
         rates=rates,
     )

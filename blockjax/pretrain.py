@@ -260,6 +260,7 @@ class Pretraining:
             return {}
         last = done - before - 1  # later ones are there to fill up
         images = batch["batches"]["image"][last] if self.learner.batches else batch["image"]
+        state = self.learner.readable(state, self.mesh)
         return monitor.monitor(self.learner, self.mesh, state, images)
 
     def _is_stopped(self, caught, done):
@@ -269,7 +270,7 @@ class Pretraining:
         return multihost_utils.reached_preemption_sync_point(done)
 
     def _report(self, state):
-        config = self.config
+        config, state = self.config, self.learner.readable(state, self.mesh)
         classifies = self.learner.objective.takes_labels
         probes = [] if classifies else self._probe(state)
         tested = finetune.accuracies(self, state) if classifies else []
@@ -339,7 +340,8 @@ class Pretraining:
             on_corrupt=config.data.on_corrupt,
         )
         shardings = self.learner.state_shardings(self.mesh)
-        untrained = jax.jit(self.learner.init, out_shardings=shardings)(self._key("init"))
+        untrained = self.learner.init_in(shardings, self._key("init"))
+        untrained = self.learner.readable(untrained, self.mesh)
         classes = int(max(train[1].max(), test[1].max())) + 1
         return probe_blocks(
             self.learner, state, untrained, train, test, classes=classes, pool=config.probe.pool

@@ -131,10 +131,11 @@ def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
 
     shardings = jax.tree_util.tree_map_with_path(sharding, state)
     if whole:
-        _warn_once(f"mesh.fsdp={fsdp} divides no dimension of {', '.join(whole)}: whole everywhere")
+        warn_once(f"mesh.fsdp={fsdp} divides no dimension of {', '.join(whole)}: whole everywhere")
     return shardings
 
 
 @functools.cache
-def _warn_once(text):
+def warn_once(text: str) -> None:
+    """Logs a warning, the first time that it is given."""
     logging.warning(text)

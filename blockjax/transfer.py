@@ -64,9 +64,9 @@ class Run:
     @functools.cached_property
     def untrained(self) -> PyTree:
         """The parameters that `backbone` takes, as they were before the first step."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
-        init = jax.jit(self.learner.init, out_shardings=shardings)
-        return self.learner.backbone_params(init(run_key(self.config.seed, "init")))
+        mesh, key = self.state.step.sharding.mesh, run_key(self.config.seed, "init")
+        state = self.learner.init_in(self.learner.state_shardings(mesh), key)
+        return self.learner.backbone_params(self.learner.readable(state, mesh))
 
     def weights(self, blocks: int | None = None) -> Weights:
         """Returns the encoder that ends with block `blocks`, with its decoder if that is MAE's own; on the host.
@@ -123,8 +123,8 @@ def open_run(workdir: str | os.PathLike) -> Run:
         config = config_lib.from_json(json.loads(path.read_text()))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    # The checkpoint is the same under these; only reading is done here.
-    if config.strategy in ("streamed", "pipelined"):
+    # The checkpoint is the same; only reading is done here, and what was streamed may need it.
+    if config.strategy == "pipelined":
         config.strategy = "blockwise"
     devices = jax.device_count()
     config.mesh.data, config.mesh.fsdp, config.mesh.block = devices, 1, 1
@@ -137,7 +137,7 @@ def open_run(workdir: str | os.PathLike) -> Run:
     if restored is None:
         raise ValueError(f"--workdir {workdir} has no checkpoint yet; train first")
     step, state, _ = restored
-    return Run(workdir, config, learner, state, step)
+    return Run(workdir, config, learner, learner.readable(state, mesh), step)
 
 
 def is_run(path: str | os.PathLike) -> bool:

@@ -1,6 +1,7 @@
 """The command that probes every block: its rows, its files, and what it refuses."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,6 +12,8 @@ from blockjax import evaluate as command
 from blockjax.evaluate import evaluate
 from blockjax.export import export
 from blockjax.pretrain import Pretraining
+from blockjax.reconstruct import reconstruct
+from blockjax.transfer import open_run
 from tests.tiny import images, marked_data, tiny_config
 
 
@@ -53,6 +56,30 @@ def test_every_block_and_readout_has_a_row(run, tmp_path, capsys):
     assert monitors[0]["effective_rank"] > 1
     out = capsys.readouterr().out
     assert "block 2, untrained" in out and "few" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("addressed", [True, False])
+def test_states_in_host_memory_stay_there(run, tmp_path, addressed, monkeypatch):
+    workdir, _ = run
+    chosen = {"probes": "linear", "readouts": "mean,own"}
+    expected = evaluate(str(workdir), **chosen, output=str(tmp_path / "expected"))
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "strategy": "streamed"}))
+    if not addressed:
+        monkeypatch.setattr("blockjax.learner.addresses_host_memory", lambda device: False)
+    kernel = open_run(copy).params["layers"]["mlp"]["Dense_0"]["kernel"]
+    assert kernel.sharding.memory_kind == ("pinned_host" if addressed else "device")
+    assert kernel.sharding.device_set == set(jax.devices())
+    found = evaluate(str(copy), **chosen)
+    assert found["probes"] == expected["probes"]
+    for attention in (False, True):
+        pictures = []
+        for folder in (workdir, copy):
+            reconstruct(folder, output=tmp_path / "picture.png", attention=attention)
+            pictures.append((tmp_path / "picture.png").read_bytes())
+        assert pictures[0] == pictures[1]
 
 
 @pytest.mark.slow

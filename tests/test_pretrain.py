@@ -225,6 +225,43 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(
     )
 
 
+def stop_after(stop, config, workdir, monkeypatch):
+    """Runs, with a SIGTERM when this step is logged."""
+    original = pretrain._Log.step
+
+    def step(self, step, *rest):
+        original(self, step, *rest)
+        if step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(pretrain._Log, "step", step)
+        Pretraining(config, workdir).run()
+
+
+@pytest.mark.slow
+def test_goes_on_where_devices_address_no_host_memory(
+    finished, arrays, tmp_path, monkeypatch, caplog
+):
+    """Blockwise, then streamed with states on the CPU: stopped, and to the end."""
+    workdir = tmp_path / "copied"
+    stop_after(2, config_of(arrays), workdir, monkeypatch)
+    config = config_of(arrays, strategy="streamed", **{"mesh.data": 4, "mesh.fsdp": 2})
+    monkeypatch.setattr("blockjax.learner.addresses_host_memory", lambda device: False)
+    stop_after(6, config, workdir, monkeypatch)
+    assert "one program for each block's update, and copies between" in caplog.text
+    step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    states = [final_state(config, workdir, step) for config in (config, config_of(arrays))]
+    chex.assert_trees_all_equal(*states)
+    run = Pretraining(config, workdir)
+    for leaf in jax.tree.leaves(run.abstract_state.blocks):
+        assert leaf.sharding.device_set == {jax.devices("cpu")[0]}
+    assert [row["features"] for row in run.run()["probes"]][-2:] == ["block_3", "block_4"]
+    for row, expected in zip(comparable(workdir), comparable(finished[0]), strict=True):
+        for name, value in expected.items():
+            np.testing.assert_allclose(row[name], value, rtol=1e-3, err_msg=name)
+
+
 @pytest.mark.slow
 def test_goes_on_under_another_strategy_and_mesh(finished, arrays, tmp_path, monkeypatch):
     """Blockwise on eight devices, then streamed, then pipelined; states arrive bit by bit as they were saved."""
@@ -238,21 +275,8 @@ def test_goes_on_under_another_strategy_and_mesh(finished, arrays, tmp_path, mon
             {"strategy": "pipelined", "mesh.data": 4, "mesh.block": 2, "pipeline.batches": 3},
         )
     ]
-    original = pretrain._Log.step
-
-    def stop_at(step_to_stop):
-        def step(self, step, *rest):
-            original(self, step, *rest)
-            if step == step_to_stop:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        return step
-
     for config, stop in zip(runs[:2], (3, 7), strict=True):
-        monkeypatch.setattr(pretrain._Log, "step", stop_at(stop))
-        with pytest.raises(Interrupted):
-            Pretraining(config, workdir).run()
-    monkeypatch.setattr(pretrain._Log, "step", original)
+        stop_after(stop, config, workdir, monkeypatch)
     steps = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
     states = [final_state(config, workdir, max(steps)) for config in runs]
     chex.assert_trees_all_equal(*states)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from types import SimpleNamespace
 
 import chex
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from blockjax import sharding
-from blockjax.learner import _check_host_memory, state_formats
+from blockjax.learner import state_formats
 from blockjax.sharding import (
     batch_sharding,
     make_mesh,
@@ -90,17 +89,6 @@ def test_streamed_states_are_born_on_the_host_one_by_one():
     for row in loop.params["jaxpr"].out_avals:
         spaces["array" if row.ndim else "number"].add(row.memory_space)
     assert spaces == {"number": {jax.memory.Space.Device}, "array": {jax.memory.Space.Host}}
-
-
-def test_devices_without_host_memory_are_refused():
-    def device(*kinds):
-        memories = [SimpleNamespace(kind=kind) for kind in kinds]
-        return SimpleNamespace(device_kind="abacus", addressable_memories=lambda: memories)
-
-    _check_host_memory(device("device", "pinned_host"))
-    _check_host_memory(device())
-    with pytest.raises(ValueError, match="abacus addresses beads, device only; set strategy=block"):
-        _check_host_memory(device("beads", "device"))
 
 
 def test_states_are_split_by_the_table(caplog):

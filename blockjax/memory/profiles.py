@@ -19,6 +19,7 @@ from blockjax.memory.flops import matmul_flops
 from blockjax.objectives import TASKS
 from blockjax.sharding import make_mesh, mesh_shape
 from blockjax.state import host_memory_kinds
+from blockjax.strategies import HostLoop
 
 MIB = 2**20
 
@@ -146,9 +147,13 @@ def compile_step(
       DoesNotFit: the compiler refuses, since the device has too little memory.
     """
     start = time.perf_counter()
-    traced = learner.trace(mesh, batch_size)
+    looped = learner.is_looped(mesh)
+    if looped:
+        traced, turns = learner.trace_loop(mesh, batch_size), (1, learner.rows - 1)
+    else:
+        traced, turns = (learner.trace(mesh, batch_size),), (1,)
     try:
-        compiled = traced.lower().compile()
+        programs = [part.lower().compile() for part in traced]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -156,25 +161,40 @@ def compile_step(
     seconds = time.perf_counter() - start
 
     counts, sizes = Counter(), Counter()
-    for found in read_collectives(compiled.as_text()) if mesh.size > 1 else ():
-        counts[found.kind] += 1
-        sizes[found.kind] += found.size * found.turns
-    state = learner.abstract_state()
-    state_bytes = jax.tree.map(_device_bytes, state, learner.state_shardings(mesh))
+    for program, times in zip(programs, turns, strict=True):
+        for found in read_collectives(program.as_text()) if mesh.size > 1 else ():
+            counts[found.kind] += 1
+            sizes[found.kind] += found.size * found.turns * times
+    state, shardings = learner.abstract_state(), learner.state_shardings(mesh)
+    state_bytes = jax.tree.map(_device_bytes, state, shardings)
+    in_host_memory = _total(state_bytes.blocks)  # if it is
     if learner.in_host_memory:
         kinds = host_memory_kinds(state.blocks)
         on_device = jax.tree.map(
-            lambda size, kind: 0 if kind == "pinned_host" else size, state_bytes.blocks, kinds
+            lambda size, kind: 0 if looped or kind == "pinned_host" else size,
+            *(state_bytes.blocks, kinds),
         )
         state_bytes = state_bytes.replace(blocks=on_device)
     parts = [part for part in (state_bytes.stem, state_bytes.blocks) if part is not None]
     image = math.prod((batch_size, learner.vit.image_size, learner.vit.image_size, 3))
+    batch = image * (learner.batches or 1) // (mesh.shape["data"] * mesh.shape["fsdp"])
+    if looped:
+        of_row = learner.row_shardings(mesh)
+        compiled = HostLoop(*programs, learner.rows, shardings, of_row)
+        row = _total(jax.tree.map(_device_bytes, learner.abstract_row(), of_row))
+        # Beside a program's arguments the next block's state, the last one's, and what only block 1 takes.
+        beside = (row, 2 * row + _total(state_bytes.stem) + batch)
+        profile = _largest(map(profile_compiled, programs), beside, in_host_memory)
+    else:
+        compiled, profile = programs[0], profile_compiled(programs[0])
     return compiled, dataclasses.replace(
-        profile_compiled(compiled),
-        parameters=sum(jax.tree.leaves([part.params for part in parts])),
-        optimizer=sum(jax.tree.leaves([part.opt_state for part in parts])),
-        batch=image * (learner.batches or 1) // (mesh.shape["data"] * mesh.shape["fsdp"]),
-        flops=matmul_flops(traced.jaxpr),
+        profile,
+        parameters=_total([part.params for part in parts]),
+        optimizer=_total([part.opt_state for part in parts]),
+        batch=batch,
+        flops=sum(
+            times * matmul_flops(part.jaxpr) for part, times in zip(traced, turns, strict=True)
+        ),
         collectives=dict(counts),
         collective_bytes=dict(sizes),
         devices=mesh.size,
@@ -199,6 +219,19 @@ def profile_compiled(compiled: jax.stages.Compiled) -> MemoryProfile:
 
 def _device_bytes(leaf: jax.ShapeDtypeStruct, sharding: Any) -> int:
     return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def _total(tree_of_bytes):
+    return sum(jax.tree.leaves(tree_of_bytes))
+
+
+def _largest(profiles, beside, host):
+    """Returns the profile with the largest total, of programs beside which other arrays are on the device."""
+    found = (
+        dataclasses.replace(profile, argument=profile.argument + more, host=host)
+        for profile, more in zip(profiles, beside, strict=True)
+    )
+    return max(found, key=lambda profile: profile.total)
 
 
 def _does_not_fit(message, limit, devices):

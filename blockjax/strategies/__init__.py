@@ -4,16 +4,19 @@ from blockjax.state import BlockState, TrainState, host_memory_kinds, init_block
 from blockjax.strategies.block import Block, block_update, with_stem
 from blockjax.strategies.blockwise import blockwise
 from blockjax.strategies.end_to_end import end_to_end
+from blockjax.strategies.host_loop import HostLoop, host_loop
 from blockjax.strategies.pipelined import pipelined
 from blockjax.strategies.streamed import streamed
 
 __all__ = [
     "Block",
     "BlockState",
+    "HostLoop",
     "TrainState",
     "block_update",
     "blockwise",
     "end_to_end",
+    "host_loop",
     "host_memory_kinds",
     "init_block_state",
     "init_state",
