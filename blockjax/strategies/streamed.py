@@ -1,6 +1,5 @@
 """Block states in host memory: one program, in which each passes through the device for its own update only."""
 
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -49,24 +48,28 @@ def streamed(
         step_rng = jax.random.fold_in(rng, state.step)
         inputs, targets = prepared(prepare, jax.random.fold_in(step_rng, 0), batch, state.fitted)
 
-        def first(stem_state, row, stream, rng):
-            del stream
-            joint, stream, metrics = block_update(
-                with_stem(block, stem), join_states(stem_state, row), inputs, targets, rng
-            )
-            return *split_states(joint), stream, metrics
-
-        def later(stem_state, row, stream, rng):
-            return stem_state, *block_update(block, row, stream, targets, rng)
-
         def body(carry, index_and_row):
             stem_state, stream = carry
             index, row = index_and_row[0], to_device(index_and_row[1])
             rng = jax.random.fold_in(step_rng, index + 1)
-            update = later
-            if stem is not None:
-                update = functools.partial(jax.lax.cond, index == 0, first, later)
-            stem_state, row, stream, metrics = update(stem_state, row, stream, rng)
+            if stem is None:
+                row, stream, metrics = block_update(block, row, stream, targets, rng)
+                return (stem_state, stream), (to_host(row), metrics)
+
+            # Every block trains as block 1 does, but only there the stem is more than a dead branch. To choose between
+            # two whole updates would cost memory: a branch cannot update a block's state in place.
+            def entered(stem_params, stream, rng):
+                return jax.lax.cond(
+                    index == 0, lambda: stem(stem_params, inputs, rng), lambda: stream
+                )
+
+            joint, stream, metrics = block_update(
+                with_stem(block, entered), join_states(stem_state, row), stream, targets, rng
+            )
+            updated, row = split_states(joint)
+            stem_state = jax.tree.map(
+                lambda new, old: jnp.where(index == 0, new, old), updated, stem_state
+            )
             return (stem_state, stream), (to_host(row), metrics)
 
         stream = inputs
