@@ -17,7 +17,13 @@ from blockjax.backbone import Backbone
 from blockjax.models.vit import ViT, regroup
 from blockjax.objectives import TASKS
 from blockjax.optimizer import layer_rates, learning_rate_schedule, make_optimizer, scaled
-from blockjax.sharding import batch_sharding, put_rows, state_shardings, warn_once
+from blockjax.sharding import (
+    batch_sharding,
+    put_rows,
+    split_as_parameters,
+    state_shardings,
+    warn_once,
+)
 from blockjax.state import (
     BlockState,
     TrainState,
@@ -394,12 +400,16 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
 
     def forward(params, stream, rng):
         # The noise keeps the key that it had before there was anything else at random.
+        params = split_as_parameters(params)
         out = objective.forward(vit, params, stream, jax.random.fold_in(rng, 1))
         return _with_noise(out, config.noise, rng)
 
+    def local_loss(params, stream, targets, rng):
+        return objective.local_loss(split_as_parameters(params), stream, targets, rng)
+
     block = Block(
         forward=forward,
-        loss=objective.local_loss,
+        loss=local_loss,
         optimizer=scaled(optimizer) if rates else optimizer,
         clip=config.optimizer.clip or None,
         microbatches=config.microbatches,
@@ -409,7 +419,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
 
     def stem(params, inputs, rng):
         del rng
-        return objective.stem(vit, params, inputs)
+        return objective.stem(vit, split_as_parameters(params), inputs)
 
     if config.strategy == "end_to_end":
         train_step = end_to_end(block, stem=stem, prepare=objective.prepare)

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import optax
 
+from blockjax.sharding import split_as_parameters
+
 PyTree = Any
 
 
@@ -37,7 +39,13 @@ def make_optimizer(
     A patch embedding that is frozen is not decayed either: it would shrink.
     """
     mask = functools.partial(decayed, freeze_embedding=freeze_embedding)
-    return optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
+    optimizer = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
+
+    def update(grads, state, params=None):
+        updates, state = optimizer.update(grads, state, params)
+        return split_as_parameters(updates), state
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def decayed(params: PyTree, freeze_embedding: bool = False) -> PyTree:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 
 import chex
 import jax
@@ -74,9 +75,13 @@ def test_strategies_and_meshes_agree_with_one_device(strategy, shape, on_one_dev
             jax.device_get(got.params), jax.device_get(want.params), atol=5e-4
         )
         np.testing.assert_array_equal(got.opt_state[0].count, want.opt_state[0].count)
-    for tree in (state.blocks.params, state.blocks.opt_state[0].mu):
+    # Of an optimizer state every device holds a part of its own.
+    for tree, parts in (
+        (state.blocks.params, shape[1] * shape[2]),
+        (state.blocks.opt_state[0].mu, math.prod(shape)),
+    ):
         kernel = tree["layers"]["mlp"]["Dense_0"]["kernel"]
-        assert kernel.addressable_shards[0].data.size * shape[1] * shape[2] == kernel.size
+        assert kernel.addressable_shards[0].data.size * parts == kernel.size
         host = "pinned_host" if strategy == "streamed" else "device"
         assert kernel.sharding.memory_kind == host
 
@@ -95,12 +100,12 @@ def test_states_are_split_by_the_table(caplog):
     learner = tiny_learner(**{"model.width": 36, "model.heads": 2})  # 36 divides by 4, 9 does not
     state = learner.abstract_state()
 
-    def specs(shape):
+    def specs(shape, moments_as_layers=True):
         mesh = jax.sharding.AbstractMesh(shape, ("data", "fsdp", "block"))
         found = jax.tree.map(lambda sharding: sharding.spec, state_shardings(state, mesh))
         layers, head = found.blocks.params["layers"], found.blocks.params["head"]
         moments = found.blocks.opt_state[0].mu["layers"]
-        assert moments == layers
+        assert (moments == layers) == moments_as_layers
         return layers, head, found.stem.params, found
 
     layers, head, stem, found = specs((1, 2, 2))
@@ -122,11 +127,22 @@ def test_states_are_split_by_the_table(caplog):
     assert tuple(layers["attention"]["query"]["kernel"]) == (None, None, None, None)
     assert "mesh.fsdp=8 divides no dimension of" in caplog.text
     assert "layers/attention/query/kernel (4, 1, 36, 36)" in caplog.text
-    _, _, _, whole = specs((4, 1, 1))
-    specs_of_whole = jax.tree.leaves(
-        whole, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec)
+    _, _, _, found = specs((4, 1, 1), moments_as_layers=False)
+    whole = jax.tree.leaves(
+        (found.stem.params, found.blocks.params),
+        is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec),
     )
-    assert not any(axis for spec in specs_of_whole for axis in spec)
+    assert not any(axis for spec in whole for axis in spec)
+    # Optimizer states are split over all axes: over one dimension, or over both where that divides.
+    mu = found.blocks.opt_state[0].mu["layers"]
+    assert tuple(mu["mlp"]["Dense_0"]["kernel"]) == (None, None, None, "data")
+    assert tuple(mu["norm_1"]["scale"]) == (None, None, None)
+    _, _, _, found = specs((6, 48, 1), moments_as_layers=False)
+    mu = found.blocks.opt_state[0].mu["layers"]
+    assert tuple(mu["mlp"]["Dense_0"]["kernel"]) == (None, None, "data", "fsdp")  # 36 x 144
+    _, _, _, found = specs((2, 2, 2), moments_as_layers=False)
+    mu = found.blocks.opt_state[0].nu["layers"]
+    assert tuple(mu["mlp"]["Dense_0"]["kernel"]) == ("block", None, None, ("fsdp", "data"))
 
 
 @dataclasses.dataclass(frozen=True)
