@@ -48,8 +48,7 @@ class Learner:
       optimizer: of each block.
       schedule: step -> learning rate.
       train_step: `(state, batch, rng) -> (state, metrics)`.
-      in_host_memory: whether the blocks' states live there, as `streamed` wants it.
-      loop: of `streamed`, the two functions of `host_loop`, for devices that address no host memory.
+      loop: of `streamed` alone, the two functions of `host_loop`, for devices that address no host memory.
       batches: that a train step takes under `pipelined`; None under the others, which take one.
       rates: what multiplies the learning rate of the stem and of each layer; None if nothing does.
     """
@@ -61,10 +60,14 @@ class Learner:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     train_step: Any
-    in_host_memory: bool = False
     loop: tuple[Callable, Callable] | None = None
     batches: int | None = None
     rates: tuple[float, tuple[float, ...]] | None = None
+
+    @property
+    def in_host_memory(self) -> bool:
+        """Whether the blocks' states live there, as `streamed` wants it."""
+        return self.loop is not None
 
     def init(self, rng: jax.Array) -> TrainState:
         """Returns the state before the first step. The encoder's start does not depend on the strategy.
@@ -399,8 +402,8 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         rates = (stem_rate, tuple(of_layers))
 
     def forward(params, stream, rng):
-        # The noise keeps the key that it had before there was anything else at random.
         params = split_as_parameters(params)
+        # The noise keeps the key that it had before there was anything else at random.
         out = objective.forward(vit, params, stream, jax.random.fold_in(rng, 1))
         return _with_noise(out, config.noise, rng)
 
@@ -433,7 +436,9 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
             config.strategy
         ]
         train_step = driver(blocks, stem=stem, prepare=objective.prepare)
-    in_host_memory = config.strategy == "streamed"
+    loop = None
+    if config.strategy == "streamed":
+        loop = host_loop(blocks, stem=stem, prepare=objective.prepare)
     return Learner(
         vit=vit,
         objective=objective,
@@ -442,8 +447,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         optimizer=optimizer,
         schedule=schedule,
         train_step=train_step,
-        in_host_memory=in_host_memory,
-        loop=host_loop(blocks, stem=stem, prepare=objective.prepare) if in_host_memory else None,
+        loop=loop,
         batches=config.pipeline.batches if config.strategy == "pipelined" else None,
         rates=rates,
     )
