@@ -21,6 +21,7 @@ from blockjax.checkpoint import Checkpoints
 from blockjax.main import load_config
 from blockjax.memory import DoesNotFit, MemoryProfile
 from blockjax.pretrain import Interrupted, Pretraining
+from blockjax.sharding import warn_once
 from blockjax.writers import read_metrics
 from tests.tiny import images, tiny_config
 
@@ -248,6 +249,7 @@ def test_goes_on_where_devices_address_no_host_memory(
     stop_after(2, config_of(arrays), workdir, monkeypatch)
     config = config_of(arrays, strategy="streamed", **{"mesh.data": 4, "mesh.fsdp": 2})
     monkeypatch.setattr("blockjax.learner.addresses_host_memory", lambda device: False)
+    warn_once.cache_clear()  # another test may have had it
     stop_after(6, config, workdir, monkeypatch)
     assert "one program for each block's update, and copies between" in caplog.text
     step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())

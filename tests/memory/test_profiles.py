@@ -83,10 +83,14 @@ def test_parts_of_the_arguments():
 def test_states_on_the_host_are_not_on_the_device():
     found = profile(tiny_config(**{"mesh.data": -1, "strategy": "streamed"}))
     state = tiny_learner(strategy="streamed").abstract_state()
-    stem = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.stem))
+    stem, moments = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for tree in (state.stem.params, state.stem.opt_state)
+    )
     counts = state.blocks.opt_state[0].count.size * 4
-    assert found.parameters + found.optimizer <= stem + 3 * counts
-    assert found.parameters < found.optimizer
+    assert found.parameters == stem
+    # The stem's moments are split over the eight devices, where they are large.
+    assert moments / 8 <= found.optimizer <= moments + 3 * counts
 
 
 def test_streamed_states_are_updated_in_place():
