@@ -159,28 +159,62 @@ def _of_blocks(row, metric):
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns rows of `compare` as a table in Markdown; losses and probes of blocks are in order of depth."""
+    """Returns rows of `compare` as a table in Markdown, and a second one over seeds where there are several.
+
+    Losses and probes of blocks are in order of depth.
+    """
     head = (
         *("config", "strategy", "seed", "steps x images", "loss, first", "loss, last", "chance"),
-        *("least rank", "kNN, best", "untrained, linear", "linear probe", "best"),
+        *("least rank", "untrained: kNN", "linear", "kNN", "linear probe", "best"),
     )
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = _head(head)
     for row in rows:
         probes = {probe["features"]: probe for probe in row["probes"]}
-        blocks = [probe for name, probe in probes.items() if name.startswith("block_")]
+        untrained = [probes["untrained"]] if probes else []
         cells = [row["config"], row["strategy"], str(row["seed"])]
         cells += [f"{row['steps']} x {row['batch_size']}"]
         cells += [_figures(row["first"], 2), _figures(row["last"], 2)]
         cells += [_figures([row["chance"]], 2), _figures([row["rank"]], 1)]
-        cells += [_figures([max((probe["knn"] for probe in blocks), default=None)], 3)]
-        cells += [_figures([probes["untrained"]["linear"]] if probes else [], 3)]
-        linear = [probe["linear"] for probe in blocks]
-        cells += [_figures(linear, 3), _figures([max(linear, default=None)], 3)]
+        cells += [_figures([probe[kind] for probe in untrained], 3) for kind in ("knn", "linear")]
+        linear = _of_probes(row, "linear")
+        cells += [_figures(_of_probes(row, "knn"), 3), _figures(linear, 3)]
+        cells += [_figures([max(linear, default=None)], 3)]
         lines.append("| " + " | ".join(cells) + " |")
     if rows and rows[0]["probes"]:
         pixels = rows[0]["probes"][0]
         lines += ["", f"Raw pixels: kNN {pixels['knn']:.3f}, linear probe {pixels['linear']:.3f}."]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + _over_seeds(rows)) + "\n"
+
+
+def _over_seeds(rows):
+    """Lines of a table of linear probes: for each config and strategy the mean and the range over its seeds."""
+    found = {}
+    for row in rows:
+        found.setdefault((row["config"], row["strategy"]), []).append(_of_probes(row, "linear"))
+    found = {key: seeds for key, seeds in found.items() if len(seeds) > 1 and all(seeds)}
+    if not found:
+        return []
+    depth = max(len(seeds[0]) for seeds in found.values())
+    blocks = [f"block {k}" for k in range(1, depth + 1)]
+    lines = ["", "Linear probes, mean over seeds (least to greatest):", ""]
+    lines += _head(("config", "strategy", "seeds", *blocks, "best"))
+    for (config, strategy), seeds in found.items():
+        cells = [config, strategy, str(len(seeds)), *map(_mean_and_range, zip(*seeds, strict=True))]
+        cells += ["-"] * (depth - len(seeds[0])) + [_mean_and_range([*map(max, seeds)])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _head(cells):
+    return ["| " + " | ".join(cells) + " |", "|" + "---|" * len(cells)]
+
+
+def _of_probes(row, kind):
+    return [probe[kind] for probe in row["probes"] if probe["features"].startswith("block_")]
+
+
+def _mean_and_range(values):
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def _figures(values, digits):

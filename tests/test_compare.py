@@ -96,13 +96,26 @@ def test_the_table_has_the_figures_of_each_block():
     unlabelled = {**row, "config": "b", "chance": 1.386, "rank": None, "probes": []}
     text = compare_lib.table([row, unlabelled])
     assert (
-        "| a | blockwise | 3 | 5 x 8 | 1.00 2.00 | 0.50 0.25 | - | 4.0 | 0.650 | 0.400 | 0.700 0.600 | 0.700 |"
-        in text
+        "| a | blockwise | 3 | 5 x 8 | 1.00 2.00 | 0.50 0.25 | - | 4.0 "
+        "| 0.300 | 0.400 | 0.500 0.650 | 0.700 0.600 | 0.700 |" in text
     )
     assert (
-        "| b | blockwise | 3 | 5 x 8 | 1.00 2.00 | 0.50 0.25 | 1.39 | - | - | - | - | - |" in text
+        "| b | blockwise | 3 | 5 x 8 | 1.00 2.00 | 0.50 0.25 | 1.39 | - | - | - | - | - | - |"
+        in text
     )
     assert "Raw pixels: kNN 0.100, linear probe 0.200." in text
+    assert "mean over seeds" not in text
+
+    other = {**row, "seed": 4, "probes": [*probes[:2], {**probes[2], "linear": 0.5}, probes[3]]}
+    shallow = {**row, "config": "c", "probes": probes[:3]}
+    text = compare_lib.table([row, other, unlabelled, shallow, {**shallow, "seed": 4}])
+    lines = text[text.index("mean over seeds") :].splitlines()[2:]
+    assert lines == [
+        "| config | strategy | seeds | block 1 | block 2 | best |",
+        "|---|---|---|---|---|---|",
+        "| a | blockwise | 2 | 0.600 (0.500 to 0.700) | 0.600 (0.600 to 0.600) | 0.650 (0.600 to 0.700) |",
+        "| c | blockwise | 2 | 0.700 (0.700 to 0.700) | - | 0.700 (0.700 to 0.700) |",
+    ]
 
 
 def test_nothing_is_trained_before_all_configs_are_found_good(files, tmp_path, monkeypatch):
