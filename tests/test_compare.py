@@ -108,7 +108,8 @@ def test_the_table_has_the_figures_of_each_block():
 
     other = {**row, "seed": 4, "probes": [*probes[:2], {**probes[2], "linear": 0.5}, probes[3]]}
     shallow = {**row, "config": "c", "probes": probes[:3]}
-    text = compare_lib.table([row, other, unlabelled, shallow, {**shallow, "seed": 4}])
+    alike = [{**each, "seed": seed} for each in (unlabelled, shallow) for seed in (3, 4)]
+    text = compare_lib.table([row, other, *alike])
     lines = text[text.index("mean over seeds") :].splitlines()[2:]
     assert lines == [
         "| config | strategy | seeds | block 1 | block 2 | best |",
