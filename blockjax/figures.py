@@ -112,7 +112,9 @@ def losses(rows: list[dict[str, Any]], strategy: str) -> bytes:
 
 
 def comparison(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Draws the linear probe of each config's best block, for each strategy: the mean over seeds, and their range.
+    """Draws the linear probes of each config's blocks, in order of depth, a line for each strategy.
+
+    A line is the mean over seeds, with their range shaded.
 
     Args:
       rows: of `blockjax.compare.compare`, with probes.
@@ -123,30 +125,32 @@ def comparison(rows: Sequence[dict[str, Any]]) -> bytes:
     configs, strategies = (
         [*dict.fromkeys(row[key] for row in rows)] for key in ("config", "strategy")
     )
-    best, before = collections.defaultdict(list), []
+    found, before = collections.defaultdict(list), []
     for row in rows:
         accuracy = {probe["features"]: probe["linear"] for probe in row["probes"]}
         pixels = accuracy.pop("pixels")
         before.append(accuracy.pop("untrained"))
-        best[row["config"], row["strategy"]].append(max(accuracy.values()))
-    figure, axis = plt.subplots(figsize=(max(4.0, 1.0 + 0.8 * len(configs)), 3.5))
-    width = 0.8 / len(strategies)
+        found[row["config"], row["strategy"]].append([*accuracy.values()])
+    depth = max(len(seeds[0]) for seeds in found.values())
+    place = {config: i * (depth + 1) for i, config in enumerate(configs)}
+    figure, axis = plt.subplots(figsize=(max(4.0, 1.0 + 0.9 * len(configs)), 3.5))
+    for (config, strategy), seeds in found.items():
+        blocks = place[config] + np.arange(len(seeds[0]))
+        drawn = {"color": f"C{strategies.index(strategy)}"}
+        axis.plot(blocks, np.mean(seeds, axis=0), marker=".", **drawn)
+        axis.fill_between(
+            blocks, np.min(seeds, axis=0), np.max(seeds, axis=0), alpha=0.25, linewidth=0, **drawn
+        )
     for i, strategy in enumerate(strategies):
-        found = [
-            (x, best[config, strategy])
-            for x, config in enumerate(configs)
-            if (config, strategy) in best
-        ]
-        places = np.array([x for x, _ in found]) + (i - (len(strategies) - 1) / 2) * width
-        means = np.array([np.mean(values) for _, values in found])
-        spread = [[mean - min(v), max(v) - mean] for mean, (_, v) in zip(means, found, strict=True)]
-        axis.bar(places, means, width, label=strategy, yerr=np.array(spread).T, capsize=2)
+        axis.plot([], [], marker=".", color=f"C{i}", label=strategy)
     axis.axhline(
         float(np.mean(before)), color="gray", linestyle="--", linewidth=1, label="untrained"
     )
     axis.axhline(pixels, color="gray", linestyle=":", linewidth=1, label="pixels")
-    axis.set_xticks(range(len(configs)), configs, rotation=30, ha="right")
-    axis.set_ylabel("linear probe, best block")
+    centers = [start + (depth - 1) / 2 for start in place.values()]
+    axis.set_xticks(centers, configs, rotation=30, ha="right")
+    axis.set_xlim(-1, place[configs[-1]] + depth)
+    axis.set_ylabel(f"linear probe of blocks 1 to {depth}")
     axis.legend(
         frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize="small"
     )

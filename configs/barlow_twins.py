@@ -7,7 +7,11 @@ ImageNet, on a pod or a large server (not trained here, so no accuracy is claime
 
     python -m blockjax.main --config configs/barlow_twins.py:model=b16,strategy=blockwise,blocks=4
 
-More arguments: size, data, batch, epochs, steps. The loss starts at about the number of dimensions, 4 x batch = 512.
+More arguments: size, data, batch, epochs, steps. The loss starts below the number of dimensions, 4 x batch = 512,
+as two views of an image are alike from the start.
+
+Measured, 400 steps of 128 images, seed 0: loss 372.09–391.19 at the start, 93.70–95.97 at the end. Linear probe of
+blocks 1 to 4: 0.751 0.724 0.706 0.719; the twin 0.729 0.709 0.700 0.705; untrained 0.722, raw pixels 0.485.
 
 Zbontar et al., arXiv 2103.03230, λ 0.0051 and 8192 dimensions at a batch of 2048; block by block arXiv 2302.01647,
 whose noise is --config.noise=0.25. There is no published recipe for ViTs; optimizer as MoCo v3 has it.

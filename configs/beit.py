@@ -10,6 +10,9 @@ ImageNet, on a pod or a large server (not trained here, so no accuracy is claime
 More arguments: size, data, batch, epochs, steps. The loss starts at log 512 = 6.24; what
 the tokens' frequencies alone give is in `token_entropy`.
 
+Measured, 400 steps of 128 images, seed 0: loss 6.24–6.25 at the start, 4.10–4.12 at the end. Linear probe of blocks 1
+to 4: 0.663 0.648 0.638 0.628; the twin 0.713 0.683 0.644 0.627; untrained 0.721, raw pixels 0.485.
+
 Bao et al., arXiv 2106.08254, and microsoft/unilm, beit: 40 % of the patches masked in rectangles, AdamW (0.9, 0.98),
 1.5e-3 at a batch of 2048, weight decay 0.05, clipping at 3, 800 epochs. The tokens are those of CCViT (arXiv
 2303.04664): 2048 centroids for blocks, and 8192, as many as BEiT has words, under end_to_end.

@@ -9,6 +9,9 @@ ImageNet, on a pod or a large server (not trained here, so no accuracy is claime
 
 More arguments: size, data, batch, epochs, steps. The loss starts at log 8 = 2.08; a plateau there is normal.
 
+Measured, 400 steps of 128 images, seed 0: loss 2.10 at the start, 1.50–1.55 at the end. Linear probe of blocks 1 to 4:
+0.823 0.824 0.800 0.796; the twin 0.815 0.823 0.809 0.812; untrained 0.722, raw pixels 0.485.
+
 Doersch et al., arXiv 1505.05192, in the form of google/revisiting-self-supervised. There is no published recipe for
 ViTs; AdamW as for the other objectives.
 """

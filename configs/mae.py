@@ -8,8 +8,11 @@ light decoder of configs/bim.py:
 
     python -m blockjax.main --config configs/mae.py:model=b16,strategy=blockwise,blocks=4
 
-More arguments: size, data, batch, epochs, steps. The loss starts at the mean square of the pixels, as the small recipe
-does not normalise patches; with normalised ones it starts at 1.
+More arguments: size, data, batch, epochs, steps. The loss starts at about 2, half of it by a fresh decoder's
+predictions. Predicting the mean would give 1 (1.04 in the small recipe, which does not normalise patches).
+
+Measured, 400 steps of 128 images, seed 0: loss 2.13–2.27 at the start, 0.57–0.58 at the end. Linear probe of blocks 1
+to 4: 0.742 0.742 0.743 0.739; the twin 0.687 0.674 0.667 0.676; untrained 0.722, raw pixels 0.485.
 """
 
 from blockjax.recipes import recipe

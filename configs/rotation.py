@@ -9,6 +9,9 @@ ImageNet, on a pod or a large server (not trained here, so no accuracy is claime
 
 More arguments: size, data, batch, epochs, steps. The loss starts at log 4 = 1.39.
 
+Measured, 400 steps of 128 images, seed 0: loss 1.39 at the start, 0.80–0.83 at the end. Linear probe of blocks 1 to 4:
+0.791 0.777 0.770 0.754; the twin 0.773 0.801 0.793 0.772; untrained 0.722, raw pixels 0.485.
+
 Gidaris et al., arXiv 1803.07728: all four rotations of each image in a batch. There is no published ViT recipe; AdamW
 as for the other objectives.
 """

@@ -7,7 +7,10 @@ ImageNet, on a pod or a large server (not trained here, so no accuracy is claime
 
     python -m blockjax.main --config configs/simclr.py:model=b16,strategy=blockwise,blocks=4
 
-More arguments: size, data, batch, epochs, steps. The loss starts at about log(2 batch - 1) = 5.54.
+More arguments: size, data, batch, epochs, steps. The loss starts a little above log(2 batch - 1) = 5.54.
+
+Measured, 400 steps of 128 images, seed 0: loss 5.94–6.30 at the start, 2.89–2.94 at the end. Linear probe of blocks 1
+to 4: 0.787 0.793 0.782 0.768; the twin 0.770 0.782 0.772 0.762; untrained 0.722, raw pixels 0.485.
 
 Chen et al., arXiv 2002.05709; optimizer as MoCo v3 has it for ViTs (arXiv 2104.02057): AdamW, base learning rate
 1.5e-4, weight decay 0.1, 300 epochs, frozen patch embedding.
