@@ -24,12 +24,16 @@ def cross_entropy(logits, label):
 @pytest.mark.parametrize("temperature", [0.1, 0.2, 1.0])
 def test_equals_a_plain_writing(temperature):
     q, k = unit(0, 9, 2, 8), unit(1, 9, 2, 8)
-    got, _ = info_nce(jnp.asarray(q), jnp.asarray(k), temperature)
-    expected = 0.0
+    k[:6, ::-1] = q[:6]  # six of nine find their own key at once
+    got, accuracy = info_nce(jnp.asarray(q), jnp.asarray(k), temperature)
+    expected, nearest = 0.0, []
     for here, there in ((0, 1), (1, 0)):  # the other view's keys only
+        nearest += [np.argmax(k[:, there] @ q[i, here]) == i for i in range(9)]
         rows = [cross_entropy(k[:, there] @ q[i, here] / temperature, i) for i in range(9)]
         expected += 2 * temperature * np.mean(rows)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
+    assert 0.6 < np.mean(nearest) < 1.0
+    np.testing.assert_allclose(accuracy, np.mean(nearest), rtol=1e-6)
 
 
 def test_equal_embeddings_give_four_tau_log_n():
@@ -41,13 +45,17 @@ def test_equal_embeddings_give_four_tau_log_n():
 
 def test_queue_equals_a_plain_writing():
     q, k, queue = unit(0, 5, 2, 8), unit(1, 5, 2, 8), unit(2, 20, 8)
-    got, _ = info_nce_queue(jnp.asarray(q), jnp.asarray(k), jnp.asarray(queue), 0.07)
-    rows = [
-        cross_entropy(np.concatenate([[q[i, v] @ k[i, 1 - v]], queue @ q[i, v]]) / 0.07, 0)
+    k[:2, ::-1] = q[:2]
+    got, accuracy = info_nce_queue(jnp.asarray(q), jnp.asarray(k), jnp.asarray(queue), 0.07)
+    logits = [
+        np.concatenate([[q[i, v] @ k[i, 1 - v]], queue @ q[i, v]]) / 0.07
         for i in range(5)
         for v in range(2)
     ]
-    np.testing.assert_allclose(got, np.mean(rows), rtol=1e-5)
+    np.testing.assert_allclose(got, np.mean([cross_entropy(row, 0) for row in logits]), rtol=1e-5)
+    nearest = np.mean([np.argmax(row) == 0 for row in logits])
+    assert 0.3 < nearest < 1.0
+    np.testing.assert_allclose(accuracy, nearest, rtol=1e-6)
 
 
 def test_equal_embeddings_with_a_queue_give_the_logarithm_of_its_size():
