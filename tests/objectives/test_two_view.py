@@ -19,9 +19,9 @@ def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def objective_of(name):
+def learner_of(name, **overrides):
     small = {"head.hidden": 16, "head.width": 16, "head.expansion": 16, "mask.ratio": None}
-    return tiny_learner(objective=name, **small)
+    return tiny_learner(objective=name, **small, **overrides)
 
 
 def projected(objective, head, tokens):
@@ -46,8 +46,7 @@ def test_each_view_has_statistics_of_its_own():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["simclr", "barlow_twins", "vicreg"])
 def test_both_views_go_through_the_head(name):
-    learner = objective_of(name)
-    objective, tokens = learner.objective, normal(1, 8, 2, 5, 32)
+    objective, tokens = learner_of(name).objective, normal(1, 8, 2, 5, 32)
     head = objective.init_head(jax.random.key(0))
     if name == "simclr":  # both views are one batch of its BatchNorm
         z = projected(objective, head, tokens.reshape(16, 5, 32)).reshape(8, 2, -1)
@@ -65,7 +64,7 @@ def test_both_views_go_through_the_head(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["byol", "moco"])
 def test_targets_are_of_the_averaged_head_and_the_second_stream(name):
-    objective = objective_of(name).objective
+    objective = learner_of(name).objective
     head, other = (objective.init_head(jax.random.key(seed)) for seed in range(2))
     stream = {"online": normal(2, 8, 2, 5, 32), "target": normal(3, 8, 2, 5, 32)}
 
@@ -95,7 +94,7 @@ def test_targets_are_of_the_averaged_head_and_the_second_stream(name):
 
 
 def test_the_second_stream_flows_through_the_averages():
-    learner = objective_of("byol")
+    learner = learner_of("byol")
     vit, objective = learner.vit, learner.objective
     stems = [vit.init_stem(jax.random.key(seed)) for seed in range(2)]
     images = {
@@ -110,3 +109,15 @@ def test_the_second_stream_flows_through_the_averages():
         expected = vit.layers(block["layers"], tokens[name])
         np.testing.assert_allclose(out[name], expected, rtol=1e-5, atol=1e-6)
     assert np.abs(out["online"] - out["target"]).max() > 0.1
+
+
+def test_a_queue_takes_the_averaged_heads_keys_of_the_second_views():
+    objective = learner_of("moco", **{"momentum.queue": 16}).objective
+    head, other = (objective.init_head(jax.random.key(seed)) for seed in range(2))
+    extra = objective.init_block_extra({"layers": {}, "head": head}, jax.random.key(2))
+    extra["target"]["head"] = other
+    stream = {"online": normal(3, 8, 2, 5, 32), "target": normal(4, 8, 2, 5, 32)}
+    queue = objective.finish({}, extra, stream)["queue"]
+    keys = l2_normalize(projected(objective, other, stream["target"][:, 1]))
+    np.testing.assert_allclose(queue[:8], keys, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(queue[8:], extra["queue"][8:])
