@@ -157,6 +157,13 @@ def test_microbatches_are_refused_where_the_loss_is_no_mean_over_images(name):
     assert learner_of("rotation", microbatches=2)
 
 
+@pytest.mark.parametrize("name", TWO_VIEW)
+def test_one_image_leaves_nothing_to_compare(name):
+    config = tiny_config(objective=name, batch_size=1)
+    with pytest.raises(ValueError, match="batch_size 1 leaves nothing to compare"):
+        config_lib.resolve(config, devices=1, platform="cpu")
+
+
 def test_masking_schedules_are_for_mae():
     config = tiny_config(objective="simclr", **{"mask.schedule": "linear:0.9"})
     with pytest.raises(ValueError, match="drops tokens that objective simclr needs"):
