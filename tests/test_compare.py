@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from blockjax import compare as compare_lib
+from blockjax import figures
 from blockjax.data.augment import CorruptImage
 from blockjax.pretrain import Interrupted, Pretraining
 from tests.tiny import images
@@ -119,6 +120,39 @@ def test_the_table_has_the_figures_of_each_block():
         "| a | blockwise | 2 | 0.600 (0.500 to 0.700) | 0.600 (0.600 to 0.600) | 0.650 (0.600 to 0.700) |",
         "| c | blockwise | 2 | 0.700 (0.700 to 0.700) | - | 0.700 (0.700 to 0.700) |",
     ]
+
+
+def test_the_picture_has_a_line_of_blocks_for_each_config_and_strategy(monkeypatch):
+    def row(config, strategy, *linear):
+        names = ("pixels", "untrained", *(f"block_{k}" for k in range(1, len(linear) + 1)))
+        probes = [
+            {"features": name, "linear": value}
+            for name, value in zip(names, (0.1, 0.2, *linear), strict=True)
+        ]
+        return {"config": config, "strategy": strategy, "probes": probes}
+
+    rows = [
+        *(row("a", "blockwise", 0.3, 0.5), row("a", "blockwise", 0.5, 0.6)),  # two seeds
+        *(row("b", "blockwise", 0.7, 0.9), row("b", "end_to_end", 0.4, 0.8)),
+    ]
+    monkeypatch.setattr(figures, "_png", lambda figure: figure)
+    (axis,) = figures.comparison(rows).axes
+    drawn = [(line.get_color(), line.get_xydata().tolist()) for line in axis.get_lines()]
+    for places, values, color in (
+        ((0, 1), (0.4, 0.55), "C0"),
+        ((3, 4), (0.7, 0.9), "C0"),
+        ((3, 4), (0.4, 0.8), "C1"),
+    ):
+        expected = np.stack([places, values], axis=1)
+        assert any(
+            line == color and np.shape(points) == (2, 2) and np.allclose(points, expected)
+            for line, points in drawn
+        ), expected
+    (ranged, *_) = axis.collections
+    heights = ranged.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (0.3, 0.6)
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert labels == ["blockwise", "end_to_end", "untrained", "pixels"]
 
 
 def test_nothing_is_trained_before_all_configs_are_found_good(files, tmp_path, monkeypatch):
