@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 def __getattr__(name):
     # Loaded when it is used: `python -m blockjax.main --help` stays quick.
     if name == "load":
-        from blockjax.transfer import load
+        from blockjax.weights.loading import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

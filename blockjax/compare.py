@@ -20,14 +20,16 @@ from typing import Any
 import jax
 from absl import logging
 
-from blockjax import figures
-from blockjax.checkpoint import UnusableCheckpoint
-from blockjax.data.augment import CorruptImage
-from blockjax.main import load_config, use_compilation_cache, what_happened
+from blockjax.config.files import load_config
+from blockjax.config.variants import OPTIONS, vary
+from blockjax.data.decode import CorruptImage
 from blockjax.memory.profiles import DoesNotFit
-from blockjax.pretrain import Interrupted, Pretraining
-from blockjax.variants import OPTIONS, vary
-from blockjax.writers import read_metrics, write_bytes_atomic, write_json_atomic
+from blockjax.report import figures
+from blockjax.report.command import use_compilation_cache, what_happened
+from blockjax.training.run import Interrupted, Training
+from blockjax.workdir.checkpoint import UnusableCheckpoint
+from blockjax.workdir.files import write_bytes_atomic, write_json_atomic
+from blockjax.workdir.metrics import read_metrics
 
 _SUMMARY = "summary.json"  # a run writes it last
 
@@ -124,10 +126,10 @@ def compare(
 def _open(name, file, strategy, seed, workdir):
     config = vary(load_config(file), strategy)
     config.seed = seed
-    return Pretraining(config, Path(workdir) / f"{name}-{strategy}-{seed}")
+    return Training(config, Path(workdir) / f"{name}-{strategy}-{seed}")
 
 
-def row_of(run: Pretraining) -> dict[str, Any]:
+def row_of(run: Training) -> dict[str, Any]:
     """Returns what the files of a finished run say.
 
     Returns:

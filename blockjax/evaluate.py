@@ -20,18 +20,21 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from blockjax import figures, monitor
-from blockjax import probes as probe_lib
-from blockjax.backbone import READOUTS, Backbone, head_norm
-from blockjax.data.augment import CorruptImage
-from blockjax.data.pipeline import evaluation_batches, evaluation_images
+from blockjax.data.decode import CorruptImage
+from blockjax.data.evaluation import evaluation_batches, evaluation_images
 from blockjax.data.sources import KINDS, open_source
-from blockjax.features import BATCH, Features, read_features
-from blockjax.main import use_compilation_cache
-from blockjax.progress import Progress, render_table
-from blockjax.sharding import make_mesh
-from blockjax.transfer import Run, is_run, open_run, open_weights
-from blockjax.writers import read_metrics, write_bytes_atomic, write_json_atomic
+from blockjax.models.backbone import READOUTS, Backbone, head_norm
+from blockjax.probes import collapse
+from blockjax.probes import probe as probe_lib
+from blockjax.probes.features import BATCH, Features, read_features
+from blockjax.report import figures
+from blockjax.report.command import use_compilation_cache
+from blockjax.report.progress import Progress
+from blockjax.report.table import render_table
+from blockjax.sharding.mesh import make_mesh
+from blockjax.weights.loading import Run, is_run, open_run, open_weights
+from blockjax.workdir.files import write_bytes_atomic, write_json_atomic
+from blockjax.workdir.metrics import read_metrics
 
 PyTree = Any
 
@@ -290,7 +293,7 @@ def _monitors(features, readouts, losses):
     readout = next(kind for kind in ("mean", "grid", "cls", "own") if kind in readouts)
     rows = []
     for depth, array in features.arrays[readout].items():
-        found = jax.device_get(jax.jit(monitor.spread)(np.asarray(array[:_MONITORED])))
+        found = jax.device_get(jax.jit(collapse.spread)(np.asarray(array[:_MONITORED])))
         row = {"block": depth, **{name: float(value) for name, value in found.items()}}
         if len(losses) >= depth and len(losses) > 1:
             row["loss"] = losses[depth - 1]

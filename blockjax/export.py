@@ -17,8 +17,10 @@ from absl import logging
 
 from blockjax import __version__
 from blockjax import config as config_lib
-from blockjax.objectives.patches import CHANNEL_MEAN, CHANNEL_STD
-from blockjax.transfer import (
+from blockjax.models.patches import CHANNEL_MEAN, CHANNEL_STD
+from blockjax.weights import Weights, to_tensors
+from blockjax.weights.files import write_tensors
+from blockjax.weights.loading import (
     OWN_FORMAT,
     SAVED_FIELDS,
     Run,
@@ -27,9 +29,7 @@ from blockjax.transfer import (
     open_weights,
     own_tensors,
 )
-from blockjax.weights import Weights, to_tensors
-from blockjax.weights.files import write_tensors
-from blockjax.writers import write_json_atomic
+from blockjax.workdir.files import write_json_atomic
 
 FORMATS = ("huggingface", "timm", "mae", "safetensors")
 

@@ -13,15 +13,15 @@ import jax
 import numpy as np
 
 from blockjax import config as config_lib
-from blockjax import figures
-from blockjax.data.pipeline import evaluation_images
+from blockjax.data.evaluation import evaluation_images
 from blockjax.data.sources import open_source
-from blockjax.learner import make_learner
+from blockjax.learner.build import make_learner
 from blockjax.objectives import OBJECTIVES
 from blockjax.objectives.objective import SMALL
-from blockjax.objectives.two_view import TwoView
-from blockjax.objectives.views import RECIPES, two_views
-from blockjax.writers import write_bytes_atomic
+from blockjax.objectives.two_view.augment import RECIPES, two_views
+from blockjax.objectives.two_view.base import TwoView
+from blockjax.report import figures
+from blockjax.workdir.files import write_bytes_atomic
 
 # Images beside each other in a row of tasks; a row of views has both views of half as many.
 _COLUMNS = 8

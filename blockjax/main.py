@@ -1,14 +1,14 @@
 """Flags, and handing over to the loop. Short on purpose: everything else can be imported in a notebook."""
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
 
 import jax
-import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from blockjax.report.command import use_compilation_cache, what_happened
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -36,21 +36,6 @@ _PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "Number of processe
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
 
 
-def load_config(file: str) -> ml_collections.ConfigDict:
-    """Returns the config of a file, given as `path` or `path:argument`, as `--config` reads it.
-
-    Raises:
-      ValueError: there is no such file.
-    """
-    path, _, argument = file.partition(":")
-    if not Path(path).is_file():
-        raise ValueError(f"--config {path}: there is no such file")
-    spec = importlib.util.spec_from_file_location("config_file", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(argument) if argument else module.get_config()
-
-
 def _main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
@@ -60,16 +45,16 @@ def _main(argv):
     use_compilation_cache()
     _join_processes()
     # After the flags: --help stays quick.
-    from blockjax.checkpoint import UnusableCheckpoint
-    from blockjax.data.augment import CorruptImage
+    from blockjax.data.decode import CorruptImage
     from blockjax.memory import DoesNotFit
-    from blockjax.pretrain import Interrupted, Pretraining
+    from blockjax.training.run import Interrupted, Training
+    from blockjax.workdir.checkpoint import UnusableCheckpoint
 
     workdir = _WORKDIR.value
     if workdir is None:
         workdir = Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     try:
-        run = Pretraining(_CONFIG.value, workdir)
+        run = Training(_CONFIG.value, workdir)
     except ValueError as error:
         sys.exit(f"error: {error}")
     try:
@@ -87,23 +72,6 @@ def _main(argv):
             sys.exit(message)
         print(message, file=sys.stderr, flush=True)
         os._exit(1)  # a proper exit would wait for the others
-
-
-def what_happened(error: jax.errors.JaxRuntimeError, workdir: str | os.PathLike) -> str | None:
-    """Returns a sentence on an error of the running program, or None where only its own text can help."""
-    text = " ".join(str(error).split())[:300]
-    if "RESOURCE_EXHAUSTED" in text:
-        return (
-            f"error: out of memory ({text}). Try --config.remat=layer, more --config.blocks, --config.microbatches=4, "
-            "--config.strategy=streamed or a smaller --config.batch_size; `python -m blockjax.memory` compares them."
-        )
-    if jax.process_count() == 1:
-        return None
-    return (
-        f"error: process {jax.process_index()} of {jax.process_count()} stops, as it seems that another one died "
-        f"or cannot be reached ({text}). Start the same command on every machine again: it goes on from the "
-        f"newest checkpoint in {workdir}."
-    )
 
 
 def _join_processes():
@@ -149,13 +117,6 @@ def _parse_flags(argv):
         while error.args and isinstance(error.args[0], Exception):
             error = error.args[0]
         sys.exit("error: " + " ".join(str((error.args or [error])[0]).split()))
-
-
-def use_compilation_cache():
-    """Keeps compiled programs between runs; $JAX_COMPILATION_CACHE_DIR chooses where."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "blockjax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
 def main() -> None:

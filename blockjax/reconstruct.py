@@ -16,13 +16,14 @@ import jax
 import numpy as np
 from absl import logging
 
-from blockjax import figures
-from blockjax.data import augment
-from blockjax.data.augment import CorruptImage
-from blockjax.data.pipeline import evaluation_images
-from blockjax.data.sources import SUFFIXES, open_source
-from blockjax.transfer import Run, open_run
-from blockjax.writers import write_bytes_atomic
+from blockjax.data.decode import CorruptImage, decode, resize_and_center_crop
+from blockjax.data.evaluation import evaluation_images
+from blockjax.data.sources import open_source
+from blockjax.data.sources.folder import SUFFIXES
+from blockjax.probes import pictures
+from blockjax.report import figures
+from blockjax.weights.loading import Run, open_run
+from blockjax.workdir.files import write_bytes_atomic
 
 _MOST = 16  # images in a picture
 
@@ -74,7 +75,7 @@ def reconstruct(
         picture = figures.grid(_attention_rows(run, pixels))
     else:
         rng = jax.random.fold_in(jax.random.key(seed), 0)
-        picture = figures.reconstruction(run.learner, run.state, pixels, rng)
+        picture = pictures.reconstruction(run.learner, run.state, pixels, rng)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomic(output, picture)
     print(f"{output}: {len(pixels)} images", flush=True)
@@ -103,10 +104,10 @@ def _images(run: Run, paths) -> np.ndarray:
     found = []
     for file in files[:_MOST]:
         try:
-            decoded = augment.decode(file.read_bytes())
+            decoded = decode(file.read_bytes())
         except CorruptImage as error:
             raise CorruptImage(f"{file}: {error}") from error
-        found.append(augment.resize_and_center_crop(decoded, side))
+        found.append(resize_and_center_crop(decoded, side))
     return np.stack(found)
 
 

@@ -17,7 +17,7 @@ Zbontar et al., arXiv 2103.03230, λ 0.0051 and 8192 dimensions at a batch of 20
 whose noise is --config.noise=0.25. There is no published recipe for ViTs; optimizer as MoCo v3 has it.
 """
 
-from blockjax.recipes import recipe
+from blockjax.config.recipes import recipe
 
 
 def get_config(argument=None):

@@ -18,7 +18,7 @@ Bao et al., arXiv 2106.08254, and microsoft/unilm, beit: 40 % of the patches mas
 2303.04664): 2048 centroids for blocks, and 8192, as many as BEiT has words, under end_to_end.
 """
 
-from blockjax.recipes import recipe
+from blockjax.config.recipes import recipe
 
 
 def get_config(argument=None):

@@ -16,7 +16,7 @@ Doersch et al., arXiv 1505.05192, in the form of google/revisiting-self-supervis
 ViTs; AdamW as for the other objectives.
 """
 
-from blockjax.recipes import recipe
+from blockjax.config.recipes import recipe
 
 
 def get_config(argument=None):

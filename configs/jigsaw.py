@@ -16,7 +16,7 @@ Noroozi and Favaro, arXiv 1603.09246: tiles of 64 pixels from a crop of 255, 100
 distance of at least 6. There is no published recipe of this form for ViTs; AdamW as for the other objectives.
 """
 
-from blockjax.recipes import recipe
+from blockjax.config.recipes import recipe
 
 
 def get_config(argument=None):

@@ -15,7 +15,7 @@ Measured, 400 steps of 128 images, seed 0: loss 2.13â€“2.27 at the start, 0.57â€
 to 4: 0.742 0.742 0.743 0.739; the twin 0.687 0.674 0.667 0.676; untrained 0.722, raw pixels 0.485.
 """
 
-from blockjax.recipes import recipe
+from blockjax.config.recipes import recipe
 
 
 def get_config(argument=None):

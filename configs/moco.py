@@ -16,7 +16,7 @@ Chen et al., arXiv 2104.02057: AdamW, base learning rate 1.5e-4, weight decay 0.
 temperature 0.2, momentum from 0.99 to 1, frozen patch embedding.
 """
 
-from blockjax.recipes import recipe
+from blockjax.config.recipes import recipe
 
 
 def get_config(argument=None):

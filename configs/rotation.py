@@ -16,7 +16,7 @@ Gidaris et al., arXiv 1803.07728: all four rotations of each image in a batch. T
 as for the other objectives.
 """
 
-from blockjax.recipes import recipe
+from blockjax.config.recipes import recipe
 
 
 def get_config(argument=None):

@@ -16,7 +16,7 @@ Chen et al., arXiv 2002.05709; optimizer as MoCo v3 has it for ViTs (arXiv 2104.
 1.5e-4, weight decay 0.1, 300 epochs, frozen patch embedding.
 """
 
-from blockjax.recipes import recipe
+from blockjax.config.recipes import recipe
 
 
 def get_config(argument=None):

@@ -16,7 +16,7 @@ Bardes et al., arXiv 2105.04906: weights 25, 25 and 1, 8192 dimensions at a batc
 for ViTs; optimizer as MoCo v3 has it.
 """
 
-from blockjax.recipes import recipe
+from blockjax.config.recipes import recipe
 
 
 def get_config(argument=None):

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from blockjax import compare as compare_lib
-from blockjax import figures
-from blockjax.data.augment import CorruptImage
-from blockjax.pretrain import Interrupted, Pretraining
+from blockjax.data.decode import CorruptImage
+from blockjax.report import figures
+from blockjax.training.run import Interrupted, Training
 from tests.tiny import images
 
 CONFIG = """
@@ -50,8 +50,8 @@ def test_a_comparison_has_a_row_for_each_run_and_goes_on_where_it_stopped(
             raise Interrupted("stopped")
         return whole_run(self)
 
-    whole_run = Pretraining.run
-    monkeypatch.setattr(Pretraining, "run", run)
+    whole_run = Training.run
+    monkeypatch.setattr(Training, "run", run)
     strategies = ["blockwise", "end_to_end+remat"]
     with pytest.raises(Interrupted):
         compare_lib.compare(configs, strategies, [0, 1], workdir)
@@ -156,7 +156,7 @@ def test_the_picture_has_a_line_of_blocks_for_each_config_and_strategy(monkeypat
 
 
 def test_nothing_is_trained_before_all_configs_are_found_good(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(Pretraining, "run", lambda self: pytest.fail("trained"))
+    monkeypatch.setattr(Training, "run", lambda self: pytest.fail("trained"))
     good, bad = files("good", "mae"), files("bad", "mae", blocks=3)
     with pytest.raises(ValueError, match="blocks"):
         compare_lib.compare([good, bad], ["blockwise"], [0], tmp_path / "out")
@@ -187,7 +187,7 @@ def test_a_run_that_fails_says_why(error, message, files, tmp_path, monkeypatch)
     def run(self):
         raise error
 
-    monkeypatch.setattr(Pretraining, "run", run)
+    monkeypatch.setattr(Training, "run", run)
     arguments = [files("good", "mae"), "--workdir", str(tmp_path / "out")]
     monkeypatch.setattr("sys.argv", ["compare", *arguments])
     with pytest.raises(SystemExit, match=message):

@@ -11,9 +11,9 @@ from PIL import Image
 from blockjax import evaluate as command
 from blockjax.evaluate import evaluate
 from blockjax.export import export
-from blockjax.pretrain import Pretraining
 from blockjax.reconstruct import reconstruct
-from blockjax.transfer import open_run
+from blockjax.training.run import Training
+from blockjax.weights.loading import open_run
 from tests.tiny import images, marked_data, tiny_config
 
 
@@ -22,7 +22,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
     data = marked_data(folder)
     fields = {"steps": 3, "mesh.data": -1, "data.source": f"arrays:{data}", "data.flip": False}
-    Pretraining(tiny_config(**fields, **{"blocks": 2, "log.every": 1}), folder / "run").run()
+    Training(tiny_config(**fields, **{"blocks": 2, "log.every": 1}), folder / "run").run()
     return folder / "run", data
 
 
@@ -68,7 +68,9 @@ def test_states_in_host_memory_stay_there(run, tmp_path, addressed, monkeypatch)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "strategy": "streamed"}))
     if not addressed:
-        monkeypatch.setattr("blockjax.learner.addresses_host_memory", lambda device: False)
+        monkeypatch.setattr(
+            "blockjax.learner.placement.addresses_host_memory", lambda device: False
+        )
     kernel = open_run(copy).params["layers"]["mlp"]["Dense_0"]["kernel"]
     assert kernel.sharding.memory_kind == ("pinned_host" if addressed else "device")
     assert kernel.sharding.device_set == set(jax.devices())

@@ -8,11 +8,11 @@ import pytest
 
 import blockjax
 from blockjax import config as config_lib
-from blockjax import transfer
 from blockjax.export import FORMATS, export
 from blockjax.models.vit import ViT
-from blockjax.pretrain import Pretraining
+from blockjax.training.run import Training
 from blockjax.weights import UnusableWeights
+from blockjax.weights import loading as transfer
 from tests.tiny import images, tiny_config, tiny_learner
 
 
@@ -30,7 +30,7 @@ def workdirs(tmp_path_factory):
     found = {}
     for name, own in runs.items():
         found[name] = folder / name
-        Pretraining(tiny_config(**fields, **own), found[name]).run()
+        Training(tiny_config(**fields, **own), found[name]).run()
     return found
 
 

@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from blockjax.data.sources import fraction_of, open_source
+from blockjax.data.sources import open_source
+from blockjax.data.sources.source import fraction_of
 from blockjax.evaluate import evaluate
 from blockjax.export import export
-from blockjax.pretrain import Pretraining
-from blockjax.transfer import open_run
+from blockjax.training.run import Training
 from blockjax.weights import UnusableWeights
+from blockjax.weights.loading import open_run
 from configs import finetune as finetune_config
 from tests.tiny import images, marked_data, tiny_config
 
@@ -22,7 +23,7 @@ def pretrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
     data = marked_data(folder)
     fields = {"steps": 3, "mesh.data": -1, "data.source": f"arrays:{data}", "data.flip": False}
-    Pretraining(tiny_config(**fields), folder / "run").run()
+    Training(tiny_config(**fields), folder / "run").run()
     return folder / "run", f"arrays:{data}"
 
 
@@ -41,7 +42,7 @@ def config_of(pretrained, steps=40, **overrides):
 
 @pytest.mark.slow
 def test_an_encoder_learns_classes(pretrained, tmp_path):
-    summary = Pretraining(config_of(pretrained), tmp_path / "run").run()
+    summary = Training(config_of(pretrained), tmp_path / "run").run()
     (row,) = summary["accuracy"]
     assert row["features"] == "block_4" and row["top_1"] > 0.9
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
@@ -50,14 +51,14 @@ def test_an_encoder_learns_classes(pretrained, tmp_path):
     assert open_run(tmp_path / "run").weights().vit.depth == 4
     probed = evaluate(str(tmp_path / "run"), probes="linear", output=str(tmp_path))["probes"]
     assert {row["readout"] for row in probed} == {"pixels", "grid", "mean", "cls"}
-    again = Pretraining(config_of(pretrained), tmp_path / "run").run()
+    again = Training(config_of(pretrained), tmp_path / "run").run()
     assert again["accuracy"] == summary["accuracy"]
 
 
 @pytest.mark.slow
 def test_every_block_has_a_classifier(pretrained, tmp_path):
     config = config_of(pretrained, strategy="blockwise")
-    summary = Pretraining(config, tmp_path / "run").run()
+    summary = Training(config, tmp_path / "run").run()
     assert [row["features"] for row in summary["accuracy"]] == [f"block_{k}" for k in (1, 2, 3, 4)]
     assert max(row["top_1"] for row in summary["accuracy"]) > 0.8
 
@@ -79,14 +80,14 @@ def test_the_encoder_starts_from_the_backbone(pretrained, tmp_path):
         ("three", {"depth_blocks": 3}, 3),
         ("weights", {"backbone": str(folder)}, 2),
     ):
-        run = Pretraining(config_of(pretrained, **frozen, **fields), tmp_path / name)
+        run = Training(config_of(pretrained, **frozen, **fields), tmp_path / name)
         run.run()
         config = run.config
         assert (config.model.depth, config.blocks, config.model.width) == (depth, depth, 32)
         assert config.model.patch_size == 8 and config.classifier.classes == 4
         found = open_run(tmp_path / name).weights().params["layers"]["mlp"]["Dense_0"]["kernel"]
         np.testing.assert_allclose(found, kernel[:depth], atol=1e-6)
-    run = Pretraining(config_of(pretrained, **frozen, from_scratch=True), tmp_path / "scratch")
+    run = Training(config_of(pretrained, **frozen, from_scratch=True), tmp_path / "scratch")
     run.run()
     found = open_run(tmp_path / "scratch").weights().params["layers"]["mlp"]["Dense_0"]["kernel"]
     assert found.shape == kernel.shape and not np.allclose(found, kernel, atol=1e-3)
@@ -100,7 +101,7 @@ def test_pretraining_goes_on_from_weights(pretrained, tmp_path, objective):
     fields = {"steps": 1, "mesh.data": -1, "data.source": data, "data.flip": False}
     fields |= {"mask.ratio": None, "objective": objective, "backbone": str(workdir)}
     fields["optimizer.base_learning_rate"] = 0.0
-    Pretraining(tiny_config(**fields), tmp_path / "run").run()
+    Training(tiny_config(**fields), tmp_path / "run").run()
     run, before = open_run(tmp_path / "run"), open_run(workdir)
     for part in ("stem", "layers"):
         for a, b in zip(*(jax.tree.leaves(r.params[part]) for r in (run, before)), strict=True):
@@ -118,36 +119,36 @@ def test_backbones_that_do_not_fit(pretrained, tmp_path):
     with pytest.raises(
         UnusableWeights, match=r"layers\.\S+ has shape \(4, 32\), .* \(4, 48\).*width 32"
     ):
-        Pretraining(tiny_config(**start, **{"model.width": 48}), tmp_path / "a")
+        Training(tiny_config(**start, **{"model.width": 48}), tmp_path / "a")
     with pytest.raises(
         UnusableWeights, match=r"layers\.\S+ has shape \(4, 32\), .* asks for \(8, 32\)"
     ):
-        Pretraining(tiny_config(**start, **{"model.depth": 8}), tmp_path / "b")
+        Training(tiny_config(**start, **{"model.depth": 8}), tmp_path / "b")
     with pytest.raises(
         UnusableWeights, match=r"stem\.embed\.kernel has shape \(192, 32\), .*\(48, 32\)"
     ):
-        Pretraining(tiny_config(**start, **{"model.patch_size": 4}), tmp_path / "c")
+        Training(tiny_config(**start, **{"model.patch_size": 4}), tmp_path / "c")
     with pytest.raises(UnusableWeights, match=r"has 2 heads, and the config model\.heads=4"):
-        Pretraining(tiny_config(**start, **{"model.heads": 4}), tmp_path / "d")
+        Training(tiny_config(**start, **{"model.heads": 4}), tmp_path / "d")
     with pytest.raises(ValueError, match=r"9 blocks: the run in .* has 4"):
-        Pretraining(config_of(pretrained, depth_blocks=9), tmp_path / "e")
+        Training(config_of(pretrained, depth_blocks=9), tmp_path / "e")
     with pytest.raises(ValueError, match=r"backbone is missing: set --config\.backbone"):
-        Pretraining(config_of(pretrained, backbone=None), tmp_path / "f")
+        Training(config_of(pretrained, backbone=None), tmp_path / "f")
     with pytest.raises(ValueError, match="depth_blocks and from_scratch say what to do with"):
-        Pretraining(tiny_config(**{"data.source": data, "depth_blocks": 1}), tmp_path / "g")
+        Training(tiny_config(**{"data.source": data, "depth_blocks": 1}), tmp_path / "g")
     with pytest.raises(UnusableWeights, match="no such file or folder"):
-        Pretraining(config_of(pretrained, backbone=str(tmp_path / "none")), tmp_path / "h")
+        Training(config_of(pretrained, backbone=str(tmp_path / "none")), tmp_path / "h")
     with pytest.raises(ValueError, match=r"classifier\.classes=3, but .* has 4 classes"):
-        Pretraining(config_of(pretrained, **{"classifier.classes": 3}), tmp_path / "i")
+        Training(config_of(pretrained, **{"classifier.classes": 3}), tmp_path / "i")
 
 
 @pytest.mark.slow
 def test_other_image_sizes(pretrained, tmp_path):
     """Positions are those of the new grid: fixed ones as they are, learned ones between the old."""
-    run = Pretraining(config_of(pretrained, steps=1, **{"model.image_size": 48}), tmp_path / "a")
+    run = Training(config_of(pretrained, steps=1, **{"model.image_size": 48}), tmp_path / "a")
     assert run.learner.vit.grid == (6, 6)
     run.run()
-    learned = Pretraining(
+    learned = Training(
         config_of(pretrained, steps=1, **{"model.image_size": 48, "model.learned_positions": True}),
         tmp_path / "b",
     )
@@ -155,7 +156,7 @@ def test_other_image_sizes(pretrained, tmp_path):
     table = open_run(tmp_path / "b").params["stem"]["positions"]
     assert table.shape == (36, 32)
     folder = export(tmp_path / "b", "timm", tmp_path / "timm")
-    again = Pretraining(config_of(pretrained, steps=1, backbone=str(folder)), tmp_path / "c")
+    again = Training(config_of(pretrained, steps=1, backbone=str(folder)), tmp_path / "c")
     assert again.learner.vit.learned_positions and again.learner.vit.image_size == 48
 
 
@@ -178,11 +179,11 @@ def test_data_without_labels(pretrained, tmp_path):
     np.savez(tmp_path / "plain.npz", images=images(80))
     config = config_of(pretrained, **{"data.source": f"arrays:{tmp_path / 'plain.npz'}"})
     with pytest.raises(ValueError, match="has no labels, which objective=classification learns"):
-        Pretraining(config, tmp_path / "run")
+        Training(config, tmp_path / "run")
     labels = np.arange(80) % 4
     np.savez(
         tmp_path / "half.npz", train_images=images(80), train_labels=labels, test_images=images(8)
     )
     config = config_of(pretrained, **{"data.source": f"arrays:{tmp_path / 'half.npz'}"})
     with pytest.raises(ValueError, match=r"half\.npz \[test\] has no labels"):
-        Pretraining(config, tmp_path / "run")
+        Training(config, tmp_path / "run")

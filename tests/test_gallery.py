@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blockjax import figures, gallery
+from blockjax import gallery
 from blockjax.objectives import OBJECTIVES
-from blockjax.objectives.views import RECIPES
+from blockjax.objectives.two_view.augment import RECIPES
+from blockjax.report import figures
 from tests.tiny import images
 
 

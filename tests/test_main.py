@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from blockjax import main, pretrain
-from blockjax.checkpoint import UnusableCheckpoint
-from blockjax.data.augment import CorruptImage
+from blockjax import main
+from blockjax.data.decode import CorruptImage
 from blockjax.memory import DoesNotFit
+from blockjax.training import run as pretrain
+from blockjax.workdir.checkpoint import UnusableCheckpoint
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_failures_are_sentences(where, error, status, printed, monkeypatch, caps
         def run(self):
             raise error
 
-    monkeypatch.setattr(pretrain, "Pretraining", Failing)
+    monkeypatch.setattr(pretrain, "Training", Failing)
     monkeypatch.setattr(main, "_CONFIG", SimpleNamespace(value={}))
     monkeypatch.setattr(main, "_WORKDIR", SimpleNamespace(value="runs/x"))
     monkeypatch.setattr(main, "use_compilation_cache", lambda: None)

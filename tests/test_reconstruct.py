@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blockjax.data.augment import CorruptImage
-from blockjax.pretrain import Pretraining
+from blockjax.data.decode import CorruptImage
 from blockjax.reconstruct import reconstruct
+from blockjax.training.run import Training
 from tests.tiny import images, tiny_config, tiny_learner
 
 
@@ -16,9 +16,9 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
     np.savez(folder / "data.npz", images=images(40))
     fields = {"steps": 1, "mesh.data": -1, "data.source": f"arrays:{folder / 'data.npz'}"}
-    Pretraining(tiny_config(**fields), folder / "mae").run()
+    Training(tiny_config(**fields), folder / "mae").run()
     fields |= {"objective": "rotation", "mask.ratio": None, "data.flip": False}
-    Pretraining(tiny_config(**fields, **{"data.crop_scale": (1.0, 1.0)}), folder / "turns").run()
+    Training(tiny_config(**fields, **{"data.crop_scale": (1.0, 1.0)}), folder / "turns").run()
     return folder
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from blockjax import config as config_lib
-from blockjax.learner import make_learner
+from blockjax.learner.build import make_learner
 
 STEPS = 20
 

@@ -1,27 +1,13 @@
-"""Decoding, cropping and flipping of images in numpy and Pillow: one at a time or a batch."""
+"""Random crops, translations and flips in numpy and Pillow: one image at a time or a batch."""
 
-import io
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-BILINEAR = Image.Resampling.BILINEAR
+from blockjax.data.decode import BILINEAR, array_to_rgb, open_picture
+
 _CHUNK = 32  # images at a time: intermediate arrays stay in the processor's cache
-_ORIENTATION = 0x0112  # the EXIF tag; its values that are not upright:
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class CorruptImage(ValueError):
-    """Bytes that are no image, or an image that is cut short."""
 
 
 class Crops(NamedTuple):
@@ -184,21 +170,6 @@ def _mix(images_BLN, first_BS, second_BS, weight_BS):
     return mixed_BSN.astype(np.uint8)
 
 
-def decode(image: bytes | np.ndarray) -> np.ndarray:
-    """Returns an image as uint8 RGB, [H, W, 3].
-
-    Args:
-      image: an encoded image in any mode, or a uint8 array [H, W] or [H, W, 1, 3 or 4]. An
-        orientation in EXIF is applied and an alpha channel dropped; 16 bits become 8.
-
-    Raises:
-      CorruptImage: the bytes cannot be decoded.
-    """
-    if isinstance(image, np.ndarray):
-        return _array_to_rgb(image)
-    return np.asarray(_open(image))
-
-
 def decode_and_crop(
     image: bytes | np.ndarray,
     size: int,
@@ -216,7 +187,9 @@ def decode_and_crop(
     Raises:
       CorruptImage: the bytes cannot be decoded.
     """
-    picture = _open(image) if isinstance(image, bytes) else Image.fromarray(_array_to_rgb(image))
+    picture = (
+        open_picture(image) if isinstance(image, bytes) else Image.fromarray(array_to_rgb(image))
+    )
     width, height = picture.size
     crops = draw_crops(1, height, width, rng, crop_scale=crop_scale, shift=shift, flip=flip)
     top, left = crops.top_B.item(), crops.left_B.item()
@@ -224,100 +197,3 @@ def decode_and_crop(
     bottom = min(top + crops.height_B.item(), height)
     picture = picture.resize((size, size), BILINEAR, box=(left, top, right, bottom))
     return _translate(np.asarray(picture)[None], crops)[0]
-
-
-def resize_and_center_crop(image_HWC: np.ndarray, size: int) -> np.ndarray:
-    """Returns the view of an image that evaluations use: its centre, without randomness.
-
-    An image that has the right size stays as it is. Images of at most 64 pixels keep all of their
-    shorter side. From larger ones a margin is cut off, 224 of 256 pixels remain, as is usual for
-    ImageNet.
-
-    Args:
-      image_HWC: uint8, three channels.
-      size: the side of the result.
-
-    Returns:
-      uint8 [size, size, 3].
-    """
-    height, width, _ = image_HWC.shape
-    if height == width == size:
-        return image_HWC
-    shorter = min(height, width)
-    side = shorter if shorter <= 64 else shorter * size / round(size * 256 / 224)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(Image.fromarray(image_HWC).resize((size, size), BILINEAR, box=box))
-
-
-def fit(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes an image to [height, width, 3]; its centre, where the aspect differs."""
-    if image_HWC.shape[:2] == (height, width):
-        return image_HWC
-    return np.asarray(ImageOps.fit(Image.fromarray(image_HWC), (width, height), BILINEAR))
-
-
-def image_shape(image: bytes | np.ndarray) -> tuple[int, int]:
-    """Returns height and width, from the header where the image is encoded.
-
-    Raises:
-      CorruptImage: there is no readable header.
-    """
-    if isinstance(image, np.ndarray):
-        return image.shape[:2]
-    picture = _open_header(image)
-    width, height = picture.size
-    return (width, height) if _orientation(picture) >= 5 else (height, width)
-
-
-def _open_header(encoded: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(encoded))
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly any type for a broken file
-        raise CorruptImage(_reason(encoded, error)) from error
-
-
-def _open(encoded: bytes) -> Image.Image:
-    picture = _open_header(encoded)
-    try:
-        picture.load()
-        orientation = _orientation(picture)
-        picture = _picture_to_rgb(picture)
-        return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise CorruptImage(_reason(encoded, error)) from error
-
-
-def _reason(encoded: bytes, error: Exception) -> str:
-    if not encoded:
-        return "the file is empty"
-    # Pillow names the buffer that it was given, which tells nobody anything.
-    return "not an image" if "BytesIO" in str(error) else f"{type(error).__name__}: {error}"
-
-
-def _orientation(picture: Image.Image) -> int:
-    try:
-        return picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a broken EXIF block does not spoil the pixels
-        return 1
-
-
-def _picture_to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # Pillow clips 16 bits where they should be scaled
-        values_HW = np.asarray(picture)
-        picture = Image.fromarray((values_HW >> 8).clip(0, 255).astype(np.uint8))
-    elif picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    return picture.convert("RGB")
-
-
-def _array_to_rgb(image: np.ndarray) -> np.ndarray:
-    if image.ndim == 2:
-        image = image[:, :, None]
-    if image.shape[2] == 1:
-        return np.repeat(image, 3, axis=2)
-    return np.ascontiguousarray(image[:, :, :3])

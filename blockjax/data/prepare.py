@@ -8,7 +8,9 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from blockjax.data import builders, sources
+from blockjax.data import builders
+from blockjax.data.sources.source import DatasetUnavailable
+from blockjax.data.sources.tfds import find_builder
 
 
 def prepare(spec: str, data_dir: str | None = None, manual_dir: str | None = None) -> str:
@@ -33,11 +35,11 @@ def prepare(spec: str, data_dir: str | None = None, manual_dir: str | None = Non
     kind, _, name = spec.partition(":")
     if kind != "tfds" or not name:
         raise ValueError(f"{spec!r} cannot be prepared; 'embedded' and 'tfds:<name>' can.")
-    builder = sources.find_builder(name, data_dir)
+    builder = find_builder(name, data_dir)
     if builders.is_prepared(builder):
         return str(builder.data_dir)
     if importlib.util.find_spec("tensorflow") is None:
-        raise sources.DatasetUnavailable(
+        raise DatasetUnavailable(
             f"Preparing {builder.info.full_name} needs TensorFlow, here and only now: "
             "pip install tensorflow-cpu, then run this command again."
         )
@@ -53,7 +55,7 @@ def prepare(spec: str, data_dir: str | None = None, manual_dir: str | None = Non
             ),
         )
     except AssertionError as error:  # the files that the user has to fetch are not there
-        raise sources.DatasetUnavailable(
+        raise DatasetUnavailable(
             f"{builder.info.full_name}: {error}\nPut the files there, or name their directory by "
             "--manual_dir."
         ) from error

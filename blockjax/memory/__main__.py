@@ -14,14 +14,14 @@ from typing import Any
 import ml_collections
 
 from blockjax import config as config_lib
+from blockjax.config.variants import BASELINES, OPTIONS, baselines, vary
 from blockjax.memory import plot
 from blockjax.memory.batches import largest_batch
 from blockjax.memory.jobs import Result, run_job
 from blockjax.memory.profiles import MIB, DoesNotFit
 from blockjax.memory.report import report
-from blockjax.memory.targets import parse_target
-from blockjax.variants import BASELINES, OPTIONS, baselines, vary
-from blockjax.writers import write_bytes_atomic, write_json_atomic
+from blockjax.workdir.files import write_bytes_atomic, write_json_atomic
+from blockjax.xla.targets import parse_target
 
 _EPILOG = f"""
 strategies: end_to_end or blockwise, with options behind: {OPTIONS}.
@@ -114,7 +114,7 @@ def _overrides(rest):
 
 
 def _rows(arguments, changes):
-    from blockjax.main import load_config
+    from blockjax.config.files import load_config
 
     if arguments.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, not {arguments.jobs}")

@@ -13,9 +13,9 @@ import jax
 import ml_collections
 
 from blockjax import config as config_lib
-from blockjax.memory.buffers import Breakdown, read_breakdown
 from blockjax.memory.profiles import DoesNotFit, MemoryProfile, compile_step, prepare
-from blockjax.memory.targets import local_limit, parse_target
+from blockjax.xla.buffers import Breakdown, read_breakdown
+from blockjax.xla.targets import local_limit, parse_target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,8 @@ def profile(config: ml_collections.ConfigDict, target: str = "local") -> MemoryP
     """
     if parse_target(target).kind != "local":
         return run_job(config, target).profile
-    learner, mesh, config = prepare(config, jax.devices())
-    return compile_step(learner, mesh, config.batch_size, local_limit(jax.devices()[0]))[1]
+    placement, config = prepare(config, jax.devices())
+    return compile_step(placement, config.batch_size, local_limit(jax.devices()[0]))[1]
 
 
 def run_job(

@@ -6,20 +6,20 @@ import math
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
-from jax.sharding import Mesh
 
 from blockjax import config as config_lib
-from blockjax.learner import Learner, make_learner
-from blockjax.memory.collectives import read_collectives
-from blockjax.memory.flops import matmul_flops
+from blockjax.learner.build import make_learner
+from blockjax.learner.placement import Placement
 from blockjax.objectives import TASKS
-from blockjax.sharding import make_mesh, mesh_shape
-from blockjax.state import host_memory_kinds
-from blockjax.strategies import HostLoop
+from blockjax.sharding.memory_spaces import host_memory_kinds
+from blockjax.sharding.mesh import make_mesh, mesh_shape
+from blockjax.xla.collectives import read_collectives
+from blockjax.xla.flops import matmul_flops
 
 MIB = 2**20
 
@@ -54,7 +54,7 @@ class MemoryProfile:
       host: arguments and scratch that live in host memory.
       parameters: the part of the arguments that is parameters, without padding.
       optimizer: the part that is optimizer state.
-      batch: the part that is images.
+      batch: the part that is the batch.
       flops: of all matrix products of the step, over all devices (see `matmul_flops`).
       collectives: how many of each collective operation the program holds; loops count once.
       collective_bytes: what they return on one device in a step, in bytes; every turn of a loop counts.
@@ -122,8 +122,8 @@ class MemoryProfile:
 
 def prepare(
     config: ml_collections.ConfigDict, devices: list[jax.Device]
-) -> tuple[Learner, Mesh, ml_collections.ConfigDict]:
-    """Returns a config's learner and mesh on the given devices, and the config with its defaults filled in.
+) -> tuple[Placement, ml_collections.ConfigDict]:
+    """Returns a config's learner on the given devices, and the config with its defaults filled in.
 
     Raises:
       ValueError: a bad config.
@@ -135,25 +135,26 @@ def prepare(
     steps = config.steps or 1000  # enters the learning rate only
     config_lib.fill_lengths(config, steps)
     mesh = make_mesh(mesh_shape(config.mesh, len(devices)), devices)
-    return make_learner(config, steps), mesh, config
+    return Placement(make_learner(config, steps), mesh), config
 
 
 def compile_step(
-    learner: Learner, mesh: Mesh, batch_size: int, limit: int | None = None
-) -> tuple[jax.stages.Compiled, MemoryProfile]:
-    """Compiles a learner's train step for a mesh and returns it with its profile.
+    placement: Placement, batch_size: int, limit: int | None = None
+) -> tuple[Callable, MemoryProfile]:
+    """Compiles a train step and returns it with its profile.
+
+    Args:
+      placement: the learner on its mesh.
+      batch_size: over all devices.
+      limit: bytes that a device can hand out, where known.
 
     Raises:
       DoesNotFit: the compiler refuses, since the device has too little memory.
     """
     start = time.perf_counter()
-    looped = learner.is_looped(mesh)
-    if looped:
-        traced, turns = learner.trace_loop(mesh, batch_size), (1, learner.rows - 1)
-    else:
-        traced, turns = (learner.trace(mesh, batch_size),), (1,)
+    learner, mesh = placement.learner, placement.mesh
     try:
-        programs = [part.lower().compile() for part in traced]
+        step = placement.compile(batch_size)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -161,12 +162,12 @@ def compile_step(
     seconds = time.perf_counter() - start
 
     counts, sizes = Counter(), Counter()
-    for program, times in zip(programs, turns, strict=True):
+    for program, times in zip(step.programs, step.turns, strict=True):
         for found in read_collectives(program.as_text()) if mesh.size > 1 else ():
             counts[found.kind] += 1
             sizes[found.kind] += found.size * found.turns * times
-    state, shardings = learner.abstract_state(), learner.state_shardings(mesh)
-    state_bytes = jax.tree.map(_device_bytes, state, shardings)
+    looped, state = placement.is_looped, learner.abstract_state()
+    state_bytes = jax.tree.map(_device_bytes, state, placement.shardings)
     in_host_memory = _total(state_bytes.blocks)  # if it is
     if learner.in_host_memory:
         kinds = host_memory_kinds(state.blocks)
@@ -176,24 +177,24 @@ def compile_step(
         )
         state_bytes = state_bytes.replace(blocks=on_device)
     parts = [part for part in (state_bytes.stem, state_bytes.blocks) if part is not None]
-    image = math.prod((batch_size, learner.vit.image_size, learner.vit.image_size, 3))
-    batch = image * (learner.batches or 1) // (mesh.shape["data"] * mesh.shape["fsdp"])
+    batch = batch_size * learner.batch.example_bytes * (learner.batches or 1)
+    batch //= mesh.shape["data"] * mesh.shape["fsdp"]
     if looped:
-        of_row = learner.row_shardings(mesh)
-        compiled = HostLoop(*programs, learner.rows, shardings, of_row)
-        row = _total(jax.tree.map(_device_bytes, learner.abstract_row(), of_row))
+        row = jax.tree.map(_device_bytes, learner.abstract_row(), placement.row_shardings)
+        row = _total(row)
         # Beside a program's arguments the next block's state, the last one's, and what only block 1 takes.
         beside = (row, 2 * row + _total(state_bytes.stem) + batch)
-        profile = _largest(map(profile_compiled, programs), beside, in_host_memory)
+        profile = _largest(map(profile_compiled, step.programs), beside, in_host_memory)
     else:
-        compiled, profile = programs[0], profile_compiled(programs[0])
-    return compiled, dataclasses.replace(
+        profile = profile_compiled(*step.programs)
+    return step.call, dataclasses.replace(
         profile,
         parameters=_total([part.params for part in parts]),
         optimizer=_total([part.opt_state for part in parts]),
         batch=batch,
         flops=sum(
-            times * matmul_flops(part.jaxpr) for part, times in zip(traced, turns, strict=True)
+            times * matmul_flops(part.jaxpr)
+            for part, times in zip(step.traced, step.turns, strict=True)
         ),
         collectives=dict(counts),
         collective_bytes=dict(sizes),

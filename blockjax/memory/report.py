@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from blockjax.memory.profiles import MIB
-from blockjax.progress import render_table
+from blockjax.report.table import render_table
 
 
 def report(

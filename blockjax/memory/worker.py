@@ -7,12 +7,11 @@ from pathlib import Path
 
 import jax
 import ml_collections
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from blockjax.memory.profiles import DoesNotFit, compile_step, prepare
-from blockjax.memory.targets import local_limit, parse_target
-from blockjax.writers import write_json_atomic
+from blockjax.workdir.files import write_json_atomic
+from blockjax.xla.targets import local_limit, parse_target
 
 _STEPS = 3
 
@@ -21,26 +20,24 @@ def work(job: dict) -> dict:
     """Compiles, and runs if asked to; see `run_job` for both dictionaries."""
     target = parse_target(job["target"])
     devices = target.devices()
-    learner, mesh, config = prepare(ml_collections.ConfigDict(job["config"]), devices)
+    placement, config = prepare(ml_collections.ConfigDict(job["config"]), devices)
     limit = target.limit if target.limit is not None else local_limit(devices[0])
-    compiled, profile = compile_step(learner, mesh, config.batch_size, limit)
+    compiled, profile = compile_step(placement, config.batch_size, limit)
     return {
         "profile": dataclasses.asdict(profile),
-        "measured": _measure(compiled, learner, mesh, config) if job["measure"] else None,
+        "measured": _measure(compiled, placement, config.batch_size) if job["measure"] else None,
     }
 
 
-def _measure(compiled, learner, mesh, config):
+def _measure(compiled, placement, batch_size):
     """Runs a few steps and returns the peak of the device's memory; of the process's resident memory on CPU."""
+    learner, mesh = placement.learner, placement.mesh
     device = mesh.devices.flat[0]
     before = _resident("VmRSS") if device.platform == "cpu" else 0
     if device.platform == "cpu":
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak that compiling left
-    state = learner.init_for(compiled, jax.random.key(0))
-    side = learner.vit.image_size
-    images = np.zeros((config.batch_size, side, side, 3), np.uint8)
-    labels = np.zeros(config.batch_size, np.int32)
-    batch = learner.place(mesh, [{"image": images, "label": labels}] * (learner.batches or 1))
+    state = placement.init_for(compiled, jax.random.key(0))
+    batch = placement.place([learner.batch.random(batch_size)] * (learner.batches or 1))
     key = jax.device_put(jax.random.key(1), NamedSharding(mesh, PartitionSpec()))
     for _ in range(_STEPS):
         state, metrics = compiled(state, batch, key)

@@ -1,17 +1,17 @@
 """Objectives: pretext tasks. Each says how images become encoder inputs and targets, and what a block's loss is."""
 
-from blockjax.objectives.barlow_twins import BarlowTwins
-from blockjax.objectives.beit import Beit
-from blockjax.objectives.byol import BYOL
 from blockjax.objectives.classification import Classification
-from blockjax.objectives.context import ContextPrediction
-from blockjax.objectives.jigsaw import Jigsaw
-from blockjax.objectives.mae import MaskedAutoencoder
-from blockjax.objectives.moco import MoCo
+from blockjax.objectives.masked.beit import Beit
+from blockjax.objectives.masked.mae import MaskedAutoencoder
 from blockjax.objectives.objective import Objective
 from blockjax.objectives.rotation import Rotation
-from blockjax.objectives.simclr import SimCLR
-from blockjax.objectives.vicreg import VICReg
+from blockjax.objectives.tiles.context import ContextPrediction
+from blockjax.objectives.tiles.jigsaw import Jigsaw
+from blockjax.objectives.two_view.barlow_twins import BarlowTwins
+from blockjax.objectives.two_view.byol import BYOL
+from blockjax.objectives.two_view.moco import MoCo
+from blockjax.objectives.two_view.simclr import SimCLR
+from blockjax.objectives.two_view.vicreg import VICReg
 
 OBJECTIVES = {
     "mae": MaskedAutoencoder,

@@ -11,9 +11,9 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from blockjax.models.patches import CHANNEL_MEAN, CHANNEL_STD, patchify
 from blockjax.models.vit import ViT, layer_norm
 from blockjax.objectives.objective import Objective
-from blockjax.objectives.patches import CHANNEL_MEAN, CHANNEL_STD, patchify
 
 PyTree = Any
 
@@ -88,7 +88,7 @@ class Classification(Objective):
 
     @staticmethod
     def check(config: ml_collections.ConfigDict) -> None:
-        """Checks a config that is resolved but for this.
+        """Checks a config that is fully resolved, not yet checked by the objective.
 
         Raises:
           ValueError: a share that is none, or blocks to tune that are not there.
@@ -144,23 +144,22 @@ class Classification(Objective):
         return images, shares
 
     def stem(self, vit: ViT, params: PyTree, inputs: PyTree) -> PyTree:
-        tokens = vit.stem(params, inputs)
-        return jax.lax.stop_gradient(tokens) if self.frozen else tokens
+        stream = super().stem(vit, params, inputs)
+        return jax.lax.stop_gradient(stream) if self.frozen else stream
 
     def forward(self, vit: ViT, params: PyTree, stream: PyTree, rng: jax.Array) -> PyTree:
-        layers = params["layers"]
+        layers, tokens = params["layers"], stream["tokens"]
         depth = len(jax.tree.leaves(layers)[0])
         rates = np.linspace(0.0, self.drop_path, depth) if self.rises else [self.drop_path] * depth
         if self.frozen:
             fixed = jax.tree.map(lambda leaf: leaf[: self.frozen], layers)
             layers = jax.tree.map(lambda leaf: leaf[self.frozen :], layers)
             # No gradient, so nothing of these layers is kept for a backward pass.
-            stream = jax.lax.stop_gradient(vit.layers(jax.lax.stop_gradient(fixed), stream))
-        if self.frozen == depth:
-            return stream
-        if not self.drop_path:
-            return vit.layers(layers, stream)
-        return vit.layers(layers, stream, rng, jnp.float32(rates[self.frozen :]))
+            tokens = jax.lax.stop_gradient(vit.layers(jax.lax.stop_gradient(fixed), tokens))
+        if self.frozen < depth:
+            dropped = (rng, jnp.float32(rates[self.frozen :])) if self.drop_path else ()
+            tokens = vit.layers(layers, tokens, *dropped)
+        return {**stream, "tokens": tokens}
 
     def logits(self, head: PyTree, tokens_BTD: jax.Array) -> jax.Array:
         """Returns a block's logits, [B, classes] float32."""

@@ -1,10 +1,12 @@
-"""What every pretext task has in common; the drivers and the loop know no more of a task than this."""
+"""What every pretext task has in common; the drivers, the loop, probes and exports know no more of a task than this."""
 
 import abc
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import ml_collections
+from flax import linen as nn
 
 from blockjax.models.heads import Readout
 from blockjax.models.vit import ViT
@@ -27,13 +29,18 @@ class Objective(abc.ABC):
 
     Subclasses are frozen dataclasses of hyperparameters. They define `from_config`, `init_head`, `prepare`, `loss` and
     `views`; the rest has defaults. Every array of inputs, stream and targets has the images as its leading axis; views,
-    rotations or tiles of an image follow, so that they stay on one device where a batch is split.
+    rotations or tiles of an image follow, so that they stay on one device where a batch is split. A stream is a dict:
+    "tokens" [B, ..., T, D], and what else an objective sends from block to block.
 
     Attributes:
       means_over_images: whether the loss is a mean over images, so that the means over parts of a batch are those of
         the whole; False where it takes statistics or negatives from the batch.
       mask_token: whether the stem owns a mask token.
-      takes_labels: whether batches have a "label", int32 [B].
+      takes_labels: whether batches have a "label", int32 [B]; such an objective defines `logits`.
+      host_crops: whether images come cropped and mirrored from the input pipeline; False where views or tiles are cut
+        on the device, from images of `source_size`.
+      reconstructs: whether blocks make images; such an objective defines `picture` and `visible_picture`.
+      decoder: the module of the heads where they are decoders, by which weights are exported; None elsewhere.
       fitted_shape: of what is fitted to data before training and `prepare` then takes as its third argument; None where
         nothing is. An objective that has it has a method `fit(rng, images_BHWC uint8) -> array`.
       begin, finish: of each block, see `blockjax.strategies.Block`.
@@ -42,6 +49,9 @@ class Objective(abc.ABC):
     means_over_images: ClassVar[bool] = True
     mask_token: ClassVar[bool] = False
     takes_labels: ClassVar[bool] = False
+    host_crops: ClassVar[bool] = True
+    reconstructs: ClassVar[bool] = False
+    decoder: nn.Module | None = None
     fitted_shape: tuple[int, ...] | None = None
     begin = None
     finish = None
@@ -59,8 +69,16 @@ class Objective(abc.ABC):
 
     @staticmethod
     def check(config: ml_collections.ConfigDict) -> None:
-        """Raises ValueError for settings that cannot work, in a config that is resolved but for this."""
+        """Raises ValueError for settings that cannot work, in a config that is fully resolved, not yet checked by
+        the objective.
+        """
         del config
+
+    @classmethod
+    def takes_microbatches(cls, config: ml_collections.ConfigDict) -> bool:
+        """Whether parts of a batch, one after another, give the loss of the whole batch under this config."""
+        del config
+        return cls.means_over_images
 
     @abc.abstractmethod
     def init_head(self, rng: jax.Array) -> PyTree:
@@ -74,40 +92,66 @@ class Objective(abc.ABC):
         """Returns what a block keeps beside its parameters {"layers", "head"}; None for nothing."""
         del params, rng
 
+    def extra_from(self, params: PyTree, extra: PyTree) -> PyTree:
+        """Returns an extra, of the stem or of all blocks, as it starts where training starts from these parameters."""
+        del params
+        return extra
+
     @abc.abstractmethod
     def prepare(self, rng: jax.Array, batch: dict[str, jax.Array]) -> tuple[PyTree, PyTree]:
         """Returns the stem's inputs (see `ViT.stem`) and all blocks' targets, of {"image": uint8 [B, H, W, 3]}."""
 
     def stem(self, vit: ViT, params: PyTree, inputs: PyTree) -> PyTree:
         """Returns the first stream."""
-        return vit.stem(params, inputs)
+        return {"tokens": vit.stem(params, inputs)}
 
     def forward(self, vit: ViT, params: PyTree, stream: PyTree, rng: jax.Array) -> PyTree:
         """Returns the stream that leaves a block."""
         del rng
-        return vit.layers(params["layers"], stream)
+        return {**stream, "tokens": vit.layers(params["layers"], stream["tokens"])}
 
-    def enter(self, block: int):
+    def cut(self, block: int) -> Callable[[PyTree], PyTree] | None:
         """Returns the function by which the stream changes its shape before `block` (from 0); None if it does not."""
         del block
 
     @abc.abstractmethod
     def loss(
-        self, head: PyTree, stream: PyTree, targets: PyTree, rng: jax.Array
+        self, head: PyTree, tokens: PyTree, targets: PyTree, rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns a block's local loss and a dict of scalars, from the stream that leaves it."""
+        """Returns a block's local loss and a dict of scalars, from the tokens that leave it."""
 
     def local_loss(
         self, params: PyTree, stream: PyTree, targets: PyTree, rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns `loss`, from all that a block owns: its head, and with an extra what it keeps there."""
-        return self.loss(params["head"], stream, targets, rng)
+        return self.loss(params["head"], stream["tokens"], targets, rng)
 
     @abc.abstractmethod
     def views(
         self, rng: jax.Array, images_BHWC: jax.Array, *fitted: jax.Array
     ) -> dict[str, jax.Array]:
         """Returns what `prepare` makes of uint8 images with this key as pictures, {name: [B, H, W, 3] in [0, 1]}."""
+
+    def picture(
+        self, head: PyTree, tokens_BTD: jax.Array, images_BHWC: jax.Array, targets: PyTree
+    ) -> jax.Array:
+        """Returns what a block makes of images, [B, H, W, 3] in [0, 1], where the objective `reconstructs`.
+
+        Args:
+          head: the block's own parameters.
+          tokens_BTD: as they leave the block.
+          images_BHWC: uint8.
+          targets: from `prepare`.
+        """
+        raise TypeError(f"{type(self).__name__} reconstructs no images")
+
+    def visible_picture(self, images_BHWC: jax.Array, targets: PyTree) -> jax.Array:
+        """Returns what block 1 sees of images; arguments as in `picture`, where the objective `reconstructs`."""
+        raise TypeError(f"{type(self).__name__} reconstructs no images")
+
+    def logits(self, head: PyTree, tokens_BTD: jax.Array) -> jax.Array:
+        """Returns a block's logits of whole images, [B, classes] float32, where the objective `takes_labels`."""
+        raise TypeError(f"{type(self).__name__} knows no classes")
 
     @property
     def readout_module(self) -> Readout | None:

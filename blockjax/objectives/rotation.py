@@ -12,9 +12,9 @@ import optax
 from flax import linen as nn
 
 from blockjax.models.heads import Readout
+from blockjax.models.patches import patchify, standardize
 from blockjax.models.vit import ViT
 from blockjax.objectives.objective import Objective, default_readout
-from blockjax.objectives.patches import patchify, standardize
 
 PyTree = Any
 
@@ -69,16 +69,21 @@ class Rotation(Objective):
 
     @staticmethod
     def check(config: ml_collections.ConfigDict) -> None:
-        """Checks a config that is resolved but for this.
+        """Checks a config that is fully resolved, not yet checked by the objective.
 
         Raises:
           ValueError: microbatches with a readout that has a BatchNorm.
         """
-        if config.microbatches > 1 and config.head.readout == "cbe_gap":
+        if config.microbatches > 1 and not Rotation.takes_microbatches(config):
             raise ValueError(
                 f"microbatches={config.microbatches}: the readout cbe_gap uses statistics of the whole batch; set "
                 "head.readout=gap, or microbatches=1 and remat=layer for less memory"
             )
+
+    @classmethod
+    def takes_microbatches(cls, config: ml_collections.ConfigDict) -> bool:
+        """Not with the readout cbe_gap, whose BatchNorm uses statistics of the whole batch."""
+        return config.head.readout != "cbe_gap"
 
     def _head(self):
         return _Head(self.readout, self.expansion, self.dtype)

@@ -1,18 +1,28 @@
 """How the blocks are driven: train steps with one signature, `(state, batch, rng) -> (state, metrics)`."""
 
-from blockjax.state import BlockState, TrainState, host_memory_kinds, init_block_state, init_state
-from blockjax.strategies.block import Block, block_update, with_stem
+from blockjax.sharding.memory_spaces import host_memory_kinds
+from blockjax.strategies.block import Block, block_key, block_update, with_stem
 from blockjax.strategies.blockwise import blockwise
 from blockjax.strategies.end_to_end import end_to_end
 from blockjax.strategies.host_loop import HostLoop, host_loop
 from blockjax.strategies.pipelined import pipelined
+from blockjax.strategies.state import BlockState, TrainState, init_block_state, init_state
 from blockjax.strategies.streamed import streamed
 
+# Of gradient-isolated blocks; each is `(blocks, *, stem, prepare) -> train_step`.
+DRIVERS = {
+    "blockwise": blockwise,
+    "streamed": streamed,
+    "pipelined": pipelined,
+}
+
 __all__ = [
+    "DRIVERS",
     "Block",
     "BlockState",
     "HostLoop",
     "TrainState",
+    "block_key",
     "block_update",
     "blockwise",
     "end_to_end",

@@ -8,12 +8,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from blockjax.state import BlockState
+from blockjax.strategies.state import BlockState
 
 PyTree = Any
 
-# Folded into a block's key for the stem; so large that no split of the key gives the same.
-_STEM = 2**32 - 1
+# Folded into a block's key for what enters it; so large that no split of the key gives the same.
+_ENTER = 2**32 - 1
+_COUPLE = 2**32 - 2
+
+
+def block_key(rng: jax.Array, step: jax.Array | int, block: jax.Array | int) -> jax.Array:
+    """Returns the key of one block in one step: the same under every strategy and on every mesh.
+
+    Args:
+      rng: the run's key.
+      step: from 0.
+      block: from 1; 0 is the objective's `prepare`.
+    """
+    return jax.random.fold_in(jax.random.fold_in(rng, step), block)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +41,12 @@ class Block:
       microbatches: parts of the batch that run one after another, their gradients averaged before the update: less
         memory, more time, and the numbers of the whole batch where the loss is a mean over images. The leading axis of
         every array of the stream and the targets must be the batch.
-      enter: `stream -> stream`, applied before the first of a run of such blocks, where the stream changes its shape
-        (a masking schedule drops tokens there); None where it does not.
+      enter: `(params, stream, rng) -> stream`, what the block makes of the stream that comes in before `forward` sees
+        it; None leaves it as it is. The stem is block 1's.
+      couple: `(params, before, after, rng) -> (scalar, metrics)`, added to the local loss; `before` is the stream that
+        entered the block, behind a stopped gradient, and `after` the one that leaves it.
+      cut: `stream -> stream`, applied by the driver before the first of a run of such blocks, where the stream changes
+        its shape (a masking schedule drops tokens there); None where it does not.
       begin: `(params, extra) -> extra`, applied to what a block keeps beside its parameters before they are used in a
         step; `finish`: `(params, extra, stream) -> extra`, applied after the update, to the new parameters and the
         stream that left the block. A block whose state has an `extra` (a dict, as its parameters then are) finds it in
@@ -43,7 +59,11 @@ class Block:
     optimizer: optax.GradientTransformation
     clip: float | None = None
     microbatches: int = 1
-    enter: Callable[[PyTree], PyTree] | None = None
+    enter: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None
+    couple: (
+        Callable[[PyTree, PyTree, PyTree, jax.Array], tuple[jax.Array, dict[str, jax.Array]]] | None
+    ) = None
+    cut: Callable[[PyTree], PyTree] | None = None
     begin: Callable[[PyTree, PyTree], PyTree] | None = None
     finish: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None
 
@@ -59,7 +79,7 @@ def block_update(
     Args:
       block: what the block computes and how it learns.
       state: its parameters and optimizer state.
-      stream: what the block before it sent on.
+      stream: what the block before it sent on; of block 1 with a stem the objective's inputs.
       targets: what the objective made of the batch, shared by all blocks.
       rng: a key for this step and block.
 
@@ -74,10 +94,19 @@ def block_update(
     def local_loss(params, stream, targets, rng):
         params = with_extra(params, extra)
         forward_rng, loss_rng = jax.random.split(rng)
+        if block.enter is not None:
+            stream = block.enter(params, stream, jax.random.fold_in(forward_rng, _ENTER))
         with jax.named_scope("forward"):
             out = block.forward(params, stream, forward_rng)
         with jax.named_scope("local_loss"):
             loss, metrics = block.loss(params, out, targets, loss_rng)
+        if block.couple is not None:
+            with jax.named_scope("couple"):
+                before = jax.lax.stop_gradient(stream)
+                coupling, more = block.couple(
+                    params, before, out, jax.random.fold_in(loss_rng, _COUPLE)
+                )
+            loss, metrics = loss + coupling, {**metrics, **more}
         return loss, (out, metrics)
 
     gradient = jax.value_and_grad(local_loss, has_aux=True)
@@ -87,8 +116,8 @@ def block_update(
     norm = optax.tree.norm(grads)
     if block.clip is not None:
         grads, _ = optax.clip_by_global_norm(block.clip).update(grads, optax.EmptyState())
-    # Else XLA fuses the last product of each gradient into the update in place of the whole stack, believes that to be
-    # the dearer the more blocks there are, puts it off, and keeps the activations until then.
+    # XLA otherwise fuses each weight gradient into the whole-stack update, schedules it last, and keeps activations
+    # alive.
     grads = jax.lax.optimization_barrier(grads)
     with jax.named_scope("optimizer"):
         updates, opt_state = block.optimizer.update(grads, state.opt_state, state.params)
@@ -100,20 +129,25 @@ def block_update(
 
 
 def with_stem(block: Block, stem: Callable[[PyTree, PyTree, jax.Array], PyTree]) -> Block:
-    """Returns block 1 as it trains: the stem in front of `block`, under one local loss.
+    """Returns block 1 as it trains: the stem makes the stream that enters `block`, under one local loss.
 
     Its parameters and optimizer states are `(stem, block)` pairs; the two are clipped together and updated each with
     its own optimizer state, so that block 1's part has the same structure as every other block's.
     """
 
-    def forward(params, inputs, rng):
-        stem_params, block_params = params
+    def enter(params, inputs, rng):
         with jax.named_scope("stem"):
-            stream = stem(stem_params, inputs, jax.random.fold_in(rng, _STEM))
-        return block.forward(block_params, stream, rng)
+            stream = stem(params[0], inputs, rng)
+        return stream if block.enter is None else block.enter(params[1], stream, rng)
+
+    def forward(params, stream, rng):
+        return block.forward(params[1], stream, rng)
 
     def loss(params, stream, targets, rng):
         return block.loss(params[1], stream, targets, rng)
+
+    def couple(params, before, after, rng):
+        return block.couple(params[1], before, after, rng)
 
     def init(params):
         return tuple(block.optimizer.init(part) for part in params)
@@ -131,12 +165,13 @@ def with_stem(block: Block, stem: Callable[[PyTree, PyTree, jax.Array], PyTree])
     def finish(params, extra, stream):
         return tuple(map(block.finish, params, extra, (None, stream)))
 
-    return Block(
-        forward,
-        loss,
-        optax.GradientTransformation(init, update),
-        block.clip,
-        block.microbatches,
+    return dataclasses.replace(
+        block,
+        enter=enter,
+        forward=forward,
+        loss=loss,
+        couple=block.couple and couple,
+        optimizer=optax.GradientTransformation(init, update),
         begin=block.begin and begin,
         finish=block.finish and finish,
     )

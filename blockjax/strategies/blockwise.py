@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from blockjax.state import TrainState, read_row, write_row
 from blockjax.strategies.block import (
     Block,
     PyTree,
+    block_key,
     block_update,
     join_states,
     prepared,
     split_states,
     with_stem,
 )
+from blockjax.strategies.state import TrainState, read_row, write_row
 
 
 def blockwise(
@@ -43,15 +44,17 @@ def blockwise(
     blocks = tuple(blocks)
 
     def train_step(state, batch, rng):
-        step_rng = jax.random.fold_in(rng, state.step)
-        inputs, targets = prepared(prepare, jax.random.fold_in(step_rng, 0), batch, state.fitted)
+        def key(block):
+            return block_key(rng, state.step, block)
+
+        inputs, targets = prepared(prepare, key(0), batch, state.fitted)
         stem_state, states, stream = state.stem, state.blocks, inputs
         collected = []
         start = 0
         if stem is not None:
             with jax.named_scope("block_1"):
                 stem_state, states, stream, metrics = _update_first(
-                    with_stem(blocks[0], stem), stem_state, states, stream, targets, step_rng
+                    with_stem(blocks[0], stem), stem_state, states, stream, targets, key(1)
                 )
             collected.append(metrics)
             start = 1
@@ -60,11 +63,11 @@ def blockwise(
             stop = start + 1 + len(others)
             # Without the barrier XLA may run this loop's forward before the last one's updates, and keep both alive.
             states, stream = jax.lax.optimization_barrier((states, stream))
-            if block.enter is not None:
-                stream = block.enter(stream)
+            if block.cut is not None:
+                stream = block.cut(stream)
             with jax.named_scope(f"blocks_{start + 1}_to_{stop}"):
                 states, stream, metrics = _update_group(
-                    block, states, stream, targets, step_rng, start, stop
+                    block, states, stream, targets, key, start, stop
                 )
             collected.append(metrics)
             start = stop
@@ -74,22 +77,21 @@ def blockwise(
     return train_step
 
 
-def _update_first(block, stem_state, states, inputs, targets, step_rng):
+def _update_first(block, stem_state, states, inputs, targets, rng):
     first = read_row(states, 0)
     joint = join_states(stem_state, first)
-    joint, stream, metrics = block_update(
-        block, joint, inputs, targets, jax.random.fold_in(step_rng, 1)
-    )
+    joint, stream, metrics = block_update(block, joint, inputs, targets, rng)
     stem_state, first = split_states(joint)
     metrics = jax.tree.map(lambda value: value[None], metrics)
     return stem_state, write_row(states, first, 0), stream, metrics
 
 
-def _update_group(block, states, stream, targets, step_rng, start, stop):
+def _update_group(block, states, stream, targets, key, start, stop):
     def body(carry, index):
         states, stream = carry
-        rng = jax.random.fold_in(step_rng, index + 1)
-        new, stream, metrics = block_update(block, read_row(states, index), stream, targets, rng)
+        new, stream, metrics = block_update(
+            block, read_row(states, index), stream, targets, key(index + 1)
+        )
         return (write_row(states, new, index), stream), metrics
 
     (states, stream), metrics = jax.lax.scan(body, (states, stream), jnp.arange(start, stop))

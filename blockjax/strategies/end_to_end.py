@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import jax
 
-from blockjax.state import TrainState
 from blockjax.strategies.block import Block, PyTree
 from blockjax.strategies.blockwise import blockwise
+from blockjax.strategies.state import TrainState
 
 
 def end_to_end(

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blockjax.state import TrainState, read_row, write_row
 from blockjax.strategies.block import (
     Block,
     PyTree,
+    block_key,
     block_update,
     join_states,
     only_block,
@@ -18,6 +18,7 @@ from blockjax.strategies.block import (
     split_states,
     with_stem,
 )
+from blockjax.strategies.state import TrainState, read_row, write_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +104,8 @@ def host_loop(
     block = only_block(blocks, "streamed")
 
     def first(stem_state, row, step, fitted, batch, rng):
-        step_rng = jax.random.fold_in(rng, step)
-        inputs, targets = prepared(prepare, jax.random.fold_in(step_rng, 0), batch, fitted)
-        rng = jax.random.fold_in(step_rng, 1)
+        inputs, targets = prepared(prepare, block_key(rng, step, 0), batch, fitted)
+        rng = block_key(rng, step, 1)
         if stem is None:
             row, stream, metrics = block_update(block, row, inputs, targets, rng)
         else:
@@ -116,7 +116,6 @@ def host_loop(
         return stem_state, row, stream, targets, metrics
 
     def later(row, stream, targets, step, index, rng):
-        rng = jax.random.fold_in(jax.random.fold_in(rng, step), index + 1)
-        return block_update(block, row, stream, targets, rng)
+        return block_update(block, row, stream, targets, block_key(rng, step, index + 1))
 
     return first, later

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from blockjax.state import TrainState, read_row, write_row
 from blockjax.strategies.block import (
     Block,
     PyTree,
+    block_key,
     block_update,
     join_states,
     only_block,
@@ -18,6 +18,7 @@ from blockjax.strategies.block import (
     with_extra,
     with_stem,
 )
+from blockjax.strategies.state import TrainState, read_row, write_row
 
 AXIS = "block"
 
@@ -110,8 +111,7 @@ class _Stage:
             batch = jax.tree.map(
                 lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), batches
             )
-            step_rng = jax.random.fold_in(rng, start + index)
-            return prepared(self.prepare, jax.random.fold_in(step_rng, 0), batch, fitted)
+            return prepared(self.prepare, block_key(rng, start + index, 0), batch, fitted)
 
         def tick(carry, tick):
             stem_state, states, stream = carry
@@ -143,17 +143,16 @@ class _Stage:
     def _update(self, stem_state, states, inputs, stream, targets, is_real, rng, step):
         """Trains this stage's blocks, one after another; without a batch, states stay as they are."""
         stage = jax.lax.axis_index(AXIS)
-        step_rng = jax.random.fold_in(rng, step)
 
         def key(row):
-            return jax.random.fold_in(step_rng, stage * self.rows + row + 1)
+            return block_key(rng, step, stage * self.rows + row + 1)
 
         if self.stem is None:
             stream = _where(stage == 0, inputs, stream)
             first, joint = self.block, read_row(states, 0)
             begin = stream
         else:
-            first, row = with_stem(self.block, self._first_forward), read_row(states, 0)
+            first, row = with_stem(self.block, self._entered), read_row(states, 0)
             joint = join_states(stem_state, row)
             begin = inputs, stream
         new, stream, first_metrics = block_update(first, joint, begin, targets, key(0))
@@ -174,7 +173,7 @@ class _Stage:
         )
         return stem_state, states, stream, metrics
 
-    def _first_forward(self, params, inputs_and_stream, rng):
+    def _entered(self, params, inputs_and_stream, rng):
         inputs, stream = inputs_and_stream
         is_first = jax.lax.axis_index(AXIS) == 0
         # In later stages the stem's gradients are zero, also for a batch with which it is not finite.

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from blockjax.state import TrainState, to_device, to_host
+from blockjax.sharding.memory_spaces import to_device, to_host
 from blockjax.strategies.block import (
     Block,
     PyTree,
+    block_key,
     block_update,
     join_states,
     only_block,
@@ -17,6 +18,7 @@ from blockjax.strategies.block import (
     with_extra,
     with_stem,
 )
+from blockjax.strategies.state import TrainState
 
 
 def streamed(
@@ -45,26 +47,31 @@ def streamed(
     block, count = only_block(blocks, "streamed"), len(blocks)
 
     def train_step(state, batch, rng):
-        step_rng = jax.random.fold_in(rng, state.step)
-        inputs, targets = prepared(prepare, jax.random.fold_in(step_rng, 0), batch, state.fitted)
+        inputs, targets = prepared(prepare, block_key(rng, state.step, 0), batch, state.fitted)
 
         def body(carry, index_and_row):
             stem_state, stream = carry
             index, row = index_and_row[0], to_device(index_and_row[1])
-            rng = jax.random.fold_in(step_rng, index + 1)
+            block_rng = block_key(rng, state.step, index + 1)
             if stem is None:
-                row, stream, metrics = block_update(block, row, stream, targets, rng)
+                row, stream, metrics = block_update(block, row, stream, targets, block_rng)
                 return (stem_state, stream), (to_host(row), metrics)
 
             # Every block trains as block 1 does, but only there the stem is more than a dead branch. To choose between
             # two whole updates would cost memory: a branch cannot update a block's state in place.
-            def entered(stem_params, stream, rng):
+            # It gets the inputs beside the stream, not from outside, so that microbatches cut both.
+            def entered(stem_params, inputs_and_stream, rng):
+                inputs, stream = inputs_and_stream
                 return jax.lax.cond(
                     index == 0, lambda: stem(stem_params, inputs, rng), lambda: stream
                 )
 
             joint, stream, metrics = block_update(
-                with_stem(block, entered), join_states(stem_state, row), stream, targets, rng
+                with_stem(block, entered),
+                join_states(stem_state, row),
+                (inputs, stream),
+                targets,
+                block_rng,
             )
             updated, row = split_states(joint)
             stem_state = jax.tree.map(

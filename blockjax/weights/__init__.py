@@ -2,7 +2,7 @@
 
 from blockjax.weights.files import UnusableWeights as UnusableWeights
 from blockjax.weights.files import read_tensors as read_tensors
-from blockjax.weights.names import FORMATS as FORMATS
 from blockjax.weights.names import Weights as Weights
 from blockjax.weights.names import from_tensors as from_tensors
 from blockjax.weights.names import to_tensors as to_tensors
+from blockjax.weights.tables import FORMATS as FORMATS

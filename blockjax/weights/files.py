@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from blockjax.writers import write_bytes_atomic
+from blockjax.workdir.files import write_bytes_atomic
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 _NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")

@@ -9,17 +9,17 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from blockjax.models.decoders import SelfAttentionDecoder
+from blockjax.models.patches import CHANNEL_MEAN, CHANNEL_STD
 from blockjax.models.position import sincos_2d
 from blockjax.models.vit import ViT
-from blockjax.objectives.patches import CHANNEL_MEAN, CHANNEL_STD
 from blockjax.weights.files import UnusableWeights
+from blockjax.weights.tables import FORMATS, HUGGINGFACE_NAMES, IGNORED, QKV, format_tensors
 
 PyTree = Any
 
@@ -41,161 +41,6 @@ class Weights:
     decoder_params: PyTree | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """Names of another library. Those of layers are prefixes and what follows them; qkv is one tensor or three.
-
-    Attributes:
-      embed, cls, positions, norm: of the encoder's other tensors.
-      layers: prefix of layer {}.
-      layer: what follows the prefix: norm_1, query, key, value (or qkv), out, norm_2, up, down.
-      decoder: the same for a decoder: layers, embed, positions, mask_token, norm, pixels; {} if it has none.
-    """
-
-    embed: str
-    cls: str
-    positions: str
-    norm: str
-    layers: str
-    layer: dict[str, str]
-    decoder: dict[str, str]
-
-
-_TIMM = Format(
-    embed="patch_embed.proj",
-    cls="cls_token",
-    positions="pos_embed",
-    norm="norm",
-    layers="blocks.{}.",
-    layer={
-        "norm_1": "norm1",
-        "qkv": "attn.qkv",
-        "out": "attn.proj",
-        "norm_2": "norm2",
-        "up": "mlp.fc1",
-        "down": "mlp.fc2",
-    },
-    decoder={
-        "layers": "decoder_blocks.{}.",
-        "embed": "decoder_embed",
-        "positions": "decoder_pos_embed",
-        "mask_token": "mask_token",
-        "norm": "decoder_norm",
-        "pixels": "decoder_pred",
-    },
-)
-FORMATS = {
-    "huggingface": Format(
-        embed="embeddings.patch_embeddings.projection",
-        cls="embeddings.cls_token",
-        positions="embeddings.position_embeddings",
-        norm="layernorm",
-        layers="encoder.layer.{}.",
-        layer={
-            "norm_1": "layernorm_before",
-            "query": "attention.attention.query",
-            "key": "attention.attention.key",
-            "value": "attention.attention.value",
-            "out": "attention.output.dense",
-            "norm_2": "layernorm_after",
-            "up": "intermediate.dense",
-            "down": "output.dense",
-        },
-        decoder={
-            "layers": "decoder.decoder_layers.{}.",
-            "embed": "decoder.decoder_embed",
-            "positions": "decoder.decoder_pos_embed",
-            "mask_token": "decoder.mask_token",
-            "norm": "decoder.decoder_norm",
-            "pixels": "decoder.decoder_pred",
-        },
-    ),
-    "timm": _TIMM,
-    "mae": _TIMM,
-}
-
-# What belongs to a task and not to the encoder.
-_IGNORED = re.compile(r"(pooler|classifier|head|fc_norm|lm_head)\b.*")
-# Newer and older names of transformers, to those of the table.
-_HUGGINGFACE_NAMES = (
-    (r"^vit\.", ""),
-    (r"^layers\.", "encoder.layer."),
-    (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),
-    (r"\.attention\.q_proj\.", ".attention.attention.query."),
-    (r"\.attention\.k_proj\.", ".attention.attention.key."),
-    (r"\.attention\.v_proj\.", ".attention.attention.value."),
-    (r"\.attention\.o_proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """One of another library's tensors: its name and shape, where it is in our tree, and how it is laid out."""
-
-    name: str
-    shape: tuple[int, ...]
-    path: tuple[Any, ...]
-    layout: str
-
-
-def _tensors(names: Format, vit: ViT, decoder: SelfAttentionDecoder | None) -> Iterator[_Tensor]:
-    width, side, values = vit.width, vit.patch_size, vit.patch_size**2 * 3
-    positions = (1, 1 + vit.patches, width)
-    yield _Tensor(names.cls, (1, 1, width), ("stem", "cls"), "same")
-    yield _Tensor(names.positions, positions, ("stem", "positions"), "positions")
-    yield _Tensor(
-        f"{names.embed}.weight", (width, 3, side, side), ("stem", "embed", "kernel"), "conv"
-    )
-    yield _Tensor(f"{names.embed}.bias", (width,), ("stem", "embed", "bias"), "same")
-    for i in range(vit.depth):
-        prefix = names.layers.format(i)
-        yield from _layer(names.layer, prefix, ("layers", i), width, int(width * vit.mlp_ratio))
-    yield from _norm(names.norm, ("norm",), width)
-    if decoder is None:
-        return
-    of, inner = names.decoder, decoder.width
-    yield _Tensor(of["mask_token"], (1, 1, inner), ("decoder", "mask_token"), "same")
-    yield _Tensor(
-        of["positions"], (1, 1 + vit.patches, inner), ("decoder", "positions"), "positions"
-    )
-    yield from _dense(of["embed"], ("decoder", "embed"), width, inner)
-    for i in range(decoder.depth):
-        path = ("decoder", f"layer_{i}")
-        yield from _layer(names.layer, of["layers"].format(i), path, inner, 4 * inner)
-    yield from _norm(of["norm"], ("decoder", "out_norm"), inner)
-    yield from _dense(of["pixels"], ("decoder", "pixels"), inner, values)
-
-
-def _layer(names, prefix, path, width, hidden):
-    yield from _norm(prefix + names["norm_1"], (*path, "norm_1"), width)
-    attention = (*path, "attention")
-    if "qkv" in names:
-        yield _Tensor(f"{prefix}{names['qkv']}.weight", (3 * width, width), attention, "qkv_kernel")
-        yield _Tensor(f"{prefix}{names['qkv']}.bias", (3 * width,), attention, "qkv_bias")
-    else:
-        for part in _QKV:
-            yield from _dense(prefix + names[part], (*attention, part), width, width)
-    yield from _dense(prefix + names["out"], (*attention, "out"), width, width)
-    yield from _norm(prefix + names["norm_2"], (*path, "norm_2"), width)
-    yield from _dense(prefix + names["up"], (*path, "mlp", "Dense_0"), width, hidden)
-    yield from _dense(prefix + names["down"], (*path, "mlp", "Dense_1"), hidden, width)
-
-
-_QKV = ("query", "key", "value")
-
-
-def _norm(name, path, width):
-    yield _Tensor(f"{name}.weight", (width,), (*path, "scale"), "same")
-    yield _Tensor(f"{name}.bias", (width,), (*path, "bias"), "same")
-
-
-def _dense(name, path, inputs, outputs):
-    yield _Tensor(f"{name}.weight", (outputs, inputs), (*path, "kernel"), "transposed")
-    yield _Tensor(f"{name}.bias", (outputs,), (*path, "bias"), "same")
-
-
 def to_tensors(weights: Weights, form: str) -> dict[str, np.ndarray]:
     """Returns weights as another library names and shapes them.
 
@@ -213,7 +58,7 @@ def to_tensors(weights: Weights, form: str) -> dict[str, np.ndarray]:
         tree["decoder"] = jax.tree.map(np.asarray, weights.decoder_params)
     grid = weights.vit.grid
     tensors = {}
-    for tensor in _tensors(FORMATS[form], weights.vit, decoder):
+    for tensor in format_tensors(FORMATS[form], weights.vit, decoder):
         value = _find(tree, tensor.path[:-1] if tensor.layout == "positions" else tensor.path)
         if tensor.layout == "positions":
             table = value.get("positions")
@@ -226,9 +71,9 @@ def to_tensors(weights: Weights, form: str) -> dict[str, np.ndarray]:
             side = weights.vit.patch_size
             value = value.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
         elif tensor.layout == "qkv_kernel":
-            value = np.concatenate([value[part]["kernel"].T for part in _QKV])
+            value = np.concatenate([value[part]["kernel"].T for part in QKV])
         elif tensor.layout == "qkv_bias":
-            value = np.concatenate([value[part]["bias"] for part in _QKV])
+            value = np.concatenate([value[part]["bias"] for part in QKV])
         assert value.shape == tensor.shape, tensor
         tensors[tensor.name] = value
     has_decoder = decoder is not None
@@ -274,11 +119,11 @@ def from_tensors(
     decoder = _decoder_of(names, tensors, source, vit, decoder_heads) if has_decoder else None
     tree = {"layers": {}}
     known = set()
-    for tensor in _tensors(names, vit, decoder):
+    for tensor in format_tensors(names, vit, decoder):
         value = _take(tensors, tensor, source)
         known.add(tensor.name)
         _put(tree, tensor, value, vit)
-    if unknown := sorted(set(tensors) - known - {n for n in tensors if _IGNORED.fullmatch(n)}):
+    if unknown := sorted(set(tensors) - known - {n for n in tensors if IGNORED.fullmatch(n)}):
         raise UnusableWeights(
             f"{source} has tensors that belong to no ViT of this kind: {unknown[0]} {tensors[unknown[0]].shape}"
             + (f" and {len(unknown) - 1} more" if len(unknown) > 1 else "")
@@ -313,7 +158,7 @@ def _recognized(tensors, source):
     if FORMATS["timm"].cls in renamed:
         return FORMATS["timm"], renamed
     table = FORMATS["huggingface"]
-    for pattern, to in _HUGGINGFACE_NAMES:
+    for pattern, to in HUGGINGFACE_NAMES:
         renamed = {re.sub(pattern, to, name): value for name, value in renamed.items()}
     if table.cls in renamed:
         return table, renamed
@@ -411,7 +256,7 @@ def _put(tree, tensor, value, vit):
     layout = tensor.layout
     if layout.startswith("qkv"):
         node = _node(tree, tensor.path)
-        for part, third in zip(_QKV, np.split(value, 3), strict=True):
+        for part, third in zip(QKV, np.split(value, 3), strict=True):
             leaf = "kernel" if layout == "qkv_kernel" else "bias"
             node.setdefault(part, {})[leaf] = third.T
         return

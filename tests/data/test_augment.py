@@ -5,6 +5,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from blockjax.data import augment
+from blockjax.data import decode as decode_lib
 
 WHOLE = dict(crop_scale=(1, 1), shift=0, flip=False)
 
@@ -128,30 +129,30 @@ def gradient(mode):
 def test_decodes_every_mode_to_the_same_picture(mode, form):
     data = encoded(gradient(mode), form, **({"lossless": True} if form == "WEBP" else {}))
     expected = np.asarray(gradient("RGB"))
-    image = augment.decode(data)
+    image = decode_lib.decode(data)
     assert image.dtype == np.uint8 and image.shape == (12, 16, 3)
     np.testing.assert_allclose(image.astype(int), expected, atol=12)
-    assert augment.image_shape(data) == (12, 16)
+    assert decode_lib.image_shape(data) == (12, 16)
 
 
 def test_decodes_one_bit_and_transparent_palette():
     black_white = np.zeros((4, 6), bool)
     black_white[:, 3:] = True
-    image = augment.decode(encoded(Image.fromarray(black_white)))
+    image = decode_lib.decode(encoded(Image.fromarray(black_white)))
     np.testing.assert_array_equal(image[..., 0], black_white * 255)
     data = encoded(gradient("P"), "PNG", transparency=bytes(range(64)))
-    np.testing.assert_allclose(augment.decode(data), np.asarray(gradient("RGB")), atol=12)
+    np.testing.assert_allclose(decode_lib.decode(data), np.asarray(gradient("RGB")), atol=12)
 
 
 @pytest.mark.parametrize("channels", [None, 1, 3, 4])
 def test_decodes_arrays(channels):
     shape = (4, 6) if channels is None else (4, 6, channels)
     array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
-    image = augment.decode(array)
+    image = decode_lib.decode(array)
     assert image.shape == (4, 6, 3)
     expected = array[..., :3] if channels in (3, 4) else array.reshape(4, 6, 1)
     np.testing.assert_array_equal(image, np.broadcast_to(expected, (4, 6, 3)))
-    assert augment.image_shape(array) == (4, 6)
+    assert decode_lib.image_shape(array) == (4, 6)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -170,8 +171,8 @@ def test_applies_exif_orientation(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(stored, "PNG", exif=exif)
-    np.testing.assert_array_equal(augment.decode(data), np.asarray(upright))
-    assert augment.image_shape(data) == (4, 6)
+    np.testing.assert_array_equal(decode_lib.decode(data), np.asarray(upright))
+    assert decode_lib.image_shape(data) == (4, 6)
     crop = augment.decode_and_crop(data, 4, np.random.default_rng(0), **WHOLE)
     np.testing.assert_array_equal(crop, np.asarray(upright)[:, 1:5])
 
@@ -180,8 +181,8 @@ def test_broken_exif_does_not_matter():
     picture, text = gradient("RGB"), PngImagePlugin.PngInfo()
     text.add_text("Raw profile type exif", "exif\n8\nthese are\nno digits")
     data = encoded(picture, pnginfo=text)
-    np.testing.assert_array_equal(augment.decode(data), np.asarray(picture))
-    assert augment.image_shape(data) == (12, 16)
+    np.testing.assert_array_equal(decode_lib.decode(data), np.asarray(picture))
+    assert decode_lib.image_shape(data) == (12, 16)
 
 
 WHOLE_FILES = {
@@ -196,10 +197,10 @@ WHOLE_FILES = {
     ids=["empty", "text", "header", *WHOLE_FILES],
 )
 def test_corrupt_images(data):
-    with pytest.raises(augment.CorruptImage) as error:
-        augment.decode(data)
+    with pytest.raises(decode_lib.CorruptImage) as error:
+        decode_lib.decode(data)
     assert "BytesIO" not in str(error.value)
-    with pytest.raises(augment.CorruptImage):
+    with pytest.raises(decode_lib.CorruptImage):
         augment.decode_and_crop(data, 8, np.random.default_rng(0), **WHOLE)
 
 
@@ -245,7 +246,7 @@ def test_decode_and_crop_shifts():
 def test_center_crop(height, width, size, seen):
     rows, columns = np.mgrid[0:height, 0:width]
     image = np.stack([rows / height, columns / width, rows * 0], axis=-1) * 255
-    result = augment.resize_and_center_crop(image.astype(np.uint8), size)
+    result = decode_lib.resize_and_center_crop(image.astype(np.uint8), size)
     assert result.shape == (size, size, 3)
     for axis, side in ((0, height), (1, width)):
         line = np.moveaxis(result[..., axis].astype(float), axis, 0).mean(axis=1)
@@ -257,6 +258,6 @@ def test_center_crop(height, width, size, seen):
 def test_fit_keeps_the_aspect():
     image = np.zeros((20, 40, 3), np.uint8)
     image[:, 10:30] = 200
-    assert augment.fit(image, 10, 10).min() >= 150  # the filter sees a little of the rest
-    assert augment.fit(image, 20, 40) is image
-    assert augment.fit(image, 12, 18).shape == (12, 18, 3)
+    assert decode_lib.fit(image, 10, 10).min() >= 150  # the filter sees a little of the rest
+    assert decode_lib.fit(image, 20, 40) is image
+    assert decode_lib.fit(image, 12, 18).shape == (12, 18, 3)

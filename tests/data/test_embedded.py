@@ -10,7 +10,7 @@ import pytest
 from absl import logging
 
 from blockjax.data import builders, prepare
-from blockjax.data.augment import decode
+from blockjax.data.decode import decode
 from blockjax.data.embedded import compose
 from blockjax.data.sources import open_source
 

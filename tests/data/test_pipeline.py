@@ -10,7 +10,9 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from blockjax.data import pipeline
+from blockjax.data import train as train_lib
+from blockjax.data.evaluation import evaluation_images
+from blockjax.data.prefetch import DevicePrefetch
 from blockjax.data.sources import open_source
 
 PLAIN = dict(seed=3, flip=False, crop_scale=(1, 1), shift=0)
@@ -61,7 +63,7 @@ def train(request):
     opened = []
 
     def make(source, **options):
-        opened.append(pipeline.train_batches(source, **{"image_size": 8, **options}))
+        opened.append(train_lib.train_batches(source, **{"image_size": 8, **options}))
         return opened[-1]
 
     yield make
@@ -244,7 +246,7 @@ def test_corrupt_images_as_errors(tmp_path, train, side):
     with pytest.raises(ValueError, match=message):
         next(train(source, batch_size=12, on_corrupt="error", **PLAIN))
     with pytest.raises(ValueError, match=message):
-        pipeline.evaluation_images(source, 8, on_corrupt="error")
+        evaluation_images(source, 8, on_corrupt="error")
     with pytest.raises(ValueError, match=r"data\.on_corrupt is 'ignore'"):
         train(source, batch_size=12, on_corrupt="ignore", **PLAIN)
 
@@ -270,11 +272,11 @@ def test_only_corrupt_images(tmp_path, train, warnings):
     with pytest.raises(ValueError, match=r"not one image can be read.*data\.source"):
         next(train(source, batch_size=4, **PLAIN))
     with pytest.raises(ValueError, match="not one image can be read"):
-        pipeline.evaluation_images(source, 8)
+        evaluation_images(source, 8)
 
 
 def in_memory(iterator):
-    return isinstance(iterator._batches, pipeline._MemoryBatches)
+    return isinstance(iterator._batches, train_lib._MemoryBatches)
 
 
 def test_what_is_kept_in_memory(tmp_path, train, monkeypatch):
@@ -282,7 +284,7 @@ def test_what_is_kept_in_memory(tmp_path, train, monkeypatch):
     large = folder_source(tmp_path / "large", side=97)
     assert in_memory(train(small, batch_size=2, **RICH))
     assert not in_memory(train(large, batch_size=2, **RICH))
-    monkeypatch.setattr(pipeline, "SMALL_BYTES", 12 * 64 * 64 * 3)
+    monkeypatch.setattr(train_lib, "SMALL_BYTES", 12 * 64 * 64 * 3)
     assert in_memory(train(small, batch_size=2, image_size=31, **RICH))
     assert not in_memory(train(small, batch_size=2, image_size=32, **RICH))
     Image.new("RGB", (20, 30)).save(small.name(3))
@@ -299,28 +301,28 @@ def test_odd_small_image_is_resized(tmp_path, train):
 
 def test_evaluation_images(tmp_path):
     source = folder_source(tmp_path)
-    images, labels = pipeline.evaluation_images(source, 8)
+    images, labels = evaluation_images(source, 8)
     assert images.shape == (12, 8, 8, 3) and images.dtype == np.uint8
     np.testing.assert_array_equal(images[:, 4, 4, 0], np.arange(12))
     np.testing.assert_array_equal(labels, np.arange(12))
     assert labels.dtype == np.int32
-    assert len(pipeline.evaluation_images(source, 8, limit=100)[1]) == 12
+    assert len(evaluation_images(source, 8, limit=100)[1]) == 12
 
 
 def test_limited_evaluation_is_mixed_and_always_the_same(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((1000, 4, 4), np.uint8), labels=np.arange(1000))
     source = open_source(f"arrays:{tmp_path}/a.npz", "train[0:]")
-    _, labels = pipeline.evaluation_images(source, 4, limit=90)
+    _, labels = evaluation_images(source, 4, limit=90)
     assert len(set(labels)) == 90
     assert np.all(np.bincount(labels % 9, minlength=9) > 0)
     assert np.all(np.bincount(labels // 100, minlength=10) > 0)
-    np.testing.assert_array_equal(pipeline.evaluation_images(source, 4, limit=90)[1], labels)
+    np.testing.assert_array_equal(evaluation_images(source, 4, limit=90)[1], labels)
 
 
 def test_evaluation_leaves_corrupt_images_out(tmp_path, warnings):
     source = folder_source(tmp_path)
     corrupt(tmp_path, 2, 9)
-    images, labels = pipeline.evaluation_images(source, 8)
+    images, labels = evaluation_images(source, 8)
     np.testing.assert_array_equal(labels, [0, 1, 3, 4, 5, 6, 7, 8, 10, 11])
     np.testing.assert_array_equal(images[:, 4, 4, 0], labels)
     assert len(warnings) == 1 and source.name(2) in warnings[0] and source.name(9) in warnings[0]
@@ -329,7 +331,7 @@ def test_evaluation_leaves_corrupt_images_out(tmp_path, warnings):
 def test_evaluation_without_labels(tmp_path):
     arrays_source(tmp_path)
     source = open_source(f"arrays:{tmp_path}/unlabelled.npz", "test")
-    images, labels = pipeline.evaluation_images(source, 8)
+    images, labels = evaluation_images(source, 8)
     assert len(images) == 30 and labels is None
 
 
@@ -366,7 +368,7 @@ def wait_until(condition):
 
 def test_prefetch_keeps_order_and_runs_ahead_by_size():
     counter = Counter()
-    prefetch = pipeline.DevicePrefetch(counter, lambda number: number * 10, size=3)
+    prefetch = DevicePrefetch(counter, lambda number: number * 10, size=3)
     assert counter.position == 0
     assert take(prefetch, 5) == [0, 10, 20, 30, 40]
     wait_until(lambda: counter.position == 8)
@@ -378,7 +380,7 @@ def test_prefetch_keeps_order_and_runs_ahead_by_size():
 
 def test_prefetch_state_is_that_of_the_last_batch_handed_out():
     counter = Counter()
-    prefetch = pipeline.DevicePrefetch(counter, lambda number: number)
+    prefetch = DevicePrefetch(counter, lambda number: number)
     assert prefetch.get_state() == {"position": 0}
     take(prefetch, 3)
     wait_until(lambda: counter.position == 5)
@@ -394,9 +396,9 @@ def test_prefetch_state_is_that_of_the_last_batch_handed_out():
 
 
 def test_prefetch_hands_errors_on_and_ends():
-    prefetch = pipeline.DevicePrefetch(Counter(stop=3), lambda number: number)
+    prefetch = DevicePrefetch(Counter(stop=3), lambda number: number)
     assert list(prefetch) == [0, 1, 2]
-    prefetch = pipeline.DevicePrefetch(Counter(), lambda number: number)
+    prefetch = DevicePrefetch(Counter(), lambda number: number)
     prefetch.set_state({"position": 999})
     assert next(prefetch) == 999
     for _ in range(2):  # asked again, it tries again
@@ -408,7 +410,7 @@ def test_prefetch_hands_errors_on_and_ends():
 def test_prefetch_of_training_batches(tmp_path, train):
     source = arrays_source(tmp_path)
     expected = take(train(source, batch_size=4, **RICH), 10)
-    prefetch = pipeline.DevicePrefetch(train(source, batch_size=4, **RICH), jax.device_put)
+    prefetch = DevicePrefetch(train(source, batch_size=4, **RICH), jax.device_put)
     batches = take(prefetch, 5)
     assert isinstance(batches[0]["image"], jax.Array)
     state = prefetch.get_state()

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
+from blockjax.benchmark import kernels as benchmark
 from blockjax.kernels.masked_reconstruction import (
     IMPLEMENTATIONS,
     MEASURED_BEST,
     SHAPES,
     api,
-    benchmark,
+    gradient,
     head_tpu,
     masked_reconstruction_loss,
     pallas_gpu,
@@ -29,7 +30,7 @@ from blockjax.kernels.masked_reconstruction import (
 )
 from blockjax.kernels.masked_reconstruction.reference import loss_and_gradient
 from blockjax.kernels.masked_reconstruction.shapes import gpu_blocks, tpu_blocks
-from blockjax.sharding import make_mesh
+from blockjax.sharding.mesh import make_mesh
 from tests.objectives.test_local_losses import train
 from tests.tiny import tiny_learner
 
@@ -509,7 +510,7 @@ def test_shapes_that_a_kernel_does_not_take_fall_back(monkeypatch):
     text = lowered("cuda", Shape(3 * 2**20, 1, 768, 512), "pallas")
     assert "triton" not in text
     # A JAX without Pallas on Triton.
-    monkeypatch.setitem(api._KERNELS, "pallas_gpu", None)
+    monkeypatch.setitem(gradient._KERNELS, "pallas_gpu", None)
     assert "triton" not in lowered("cuda", SHAPES["b16"], "pallas_gpu")
 
 
@@ -572,7 +573,7 @@ def test_bad_arguments(arguments, message):
 def test_defaults_are_kernels_that_exist():
     assert set(MEASURED_BEST.values()) <= set(IMPLEMENTATIONS)
     assert {pallas_gpu.run.__module__, pallas_tpu.run.__module__} <= {
-        f"blockjax.kernels.masked_reconstruction.{name}" for name in api._KERNELS
+        f"blockjax.kernels.masked_reconstruction.{name}" for name in gradient._KERNELS
     }
 
 

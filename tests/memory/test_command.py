@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
+from blockjax.config.variants import BASELINES, baselines, vary
 from blockjax.memory import MemoryProfile
 from blockjax.memory import __main__ as memory_command
 from blockjax.memory.__main__ import Row
 from blockjax.memory.jobs import Result, run_job
 from blockjax.memory.profiles import DoesNotFit
-from blockjax.variants import BASELINES, baselines, vary
 from tests.tiny import tiny_config
 
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from blockjax.learner.placement import Placement
 from blockjax.memory import MIB, profile, profile_compiled
-from blockjax.memory.targets import parse_target
 from blockjax.models.vit import ViT
-from blockjax.sharding import make_mesh
+from blockjax.sharding.mesh import make_mesh
 from blockjax.strategies import Block, blockwise, end_to_end, init_state
+from blockjax.xla.targets import parse_target
 from tests.tiny import tiny_config, tiny_learner
 
 needs_libtpu = pytest.mark.skipif(
@@ -97,7 +98,8 @@ def test_streamed_states_are_updated_in_place():
     fields = {"strategy": "streamed", "model.width": 256}
     found = profile(tiny_config(**fields, **{"mesh.data": -1}))
     learner = tiny_learner(**fields)
-    row, of_row = learner.abstract_row(), learner.row_shardings(make_mesh((8, 1, 1)))
+    row = learner.abstract_row()
+    of_row = Placement(learner, make_mesh((8, 1, 1))).row_shardings
     shards = jax.tree.map(lambda leaf, of: 4 * math.prod(of.shard_shape(leaf.shape)), row, of_row)
     params = 4 * sum(leaf.size for leaf in jax.tree.leaves(row.params))
     # On CPU the second copy in host memory counts as scratch: four blocks' states. The rest is gradients, mostly.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from blockjax import config as config_lib
+from blockjax.models.patches import unpatchify, unstandardize
 from blockjax.objectives.classification import Classification
-from blockjax.objectives.patches import unpatchify, unstandardize
 from tests.tiny import images, tiny_config, tiny_learner
 
 FIELDS = {"objective": "classification", "mask.ratio": None, "classifier.classes": 4}
@@ -184,7 +184,7 @@ def test_frozen_blocks_stay_as_they_are(strategy, tuned):
 def test_frozen_layers_keep_nothing_for_a_backward_pass():
     """The scratch memory of the compiled step shrinks with them."""
     from blockjax.memory.profiles import compile_step
-    from blockjax.sharding import make_mesh
+    from blockjax.sharding.mesh import make_mesh
 
     mesh = make_mesh((1, 1, 1))
     fields = {**FIELDS, "strategy": "end_to_end", "batch_size": 64, "model.depth": 8, "blocks": 8}

@@ -8,9 +8,9 @@ import optax
 import pytest
 
 from blockjax import config as config_lib
-from blockjax.learner import _with_noise
+from blockjax.learner.placement import Placement
 from blockjax.objectives import OBJECTIVES
-from blockjax.sharding import make_mesh
+from blockjax.sharding.mesh import make_mesh
 from tests.tiny import images, tiny_config, tiny_learner
 
 TWO_VIEW = ("simclr", "moco", "byol", "barlow_twins", "vicreg")
@@ -41,7 +41,7 @@ def start_of(learner):
 @pytest.mark.parametrize("name", EVERY)
 def test_no_gradient_crosses_a_boundary(name, monkeypatch):
     # Adam's own derivative is infinite where a gradient is zero.
-    monkeypatch.setattr("blockjax.learner.make_optimizer", lambda *_, **__: optax.sgd(0.0))
+    monkeypatch.setattr("blockjax.learner.build.make_optimizer", lambda *_, **__: optax.sgd(0.0))
     learner = learner_of(name, **{"model.depth": 2, "blocks": 2})
     start, batch = start_of(learner), {"image": images()}
 
@@ -65,8 +65,9 @@ def test_no_gradient_crosses_a_boundary(name, monkeypatch):
 def train(learner, shape, steps=3):
     """Returns losses [steps, K] and the last state."""
     mesh = make_mesh(shape, jax.devices()[: int(np.prod(shape))])
-    step = learner.trace(mesh, 8).lower().compile()
-    state = learner.init_for(step, jax.random.key(0))
+    placement = Placement(learner, mesh)
+    step = placement.compile(8).call
+    state = placement.init_for(step, jax.random.key(0))
     if state.fitted is not None:
         fitted = np.asarray(jax.random.normal(jax.random.key(9), state.fitted.shape))
         state = state.replace(fitted=jax.device_put(fitted, state.fitted.format))
@@ -76,7 +77,7 @@ def train(learner, shape, steps=3):
     at_once, losses = learner.batches or 1, []
     for i in range(0, steps, at_once):
         batches = [{"image": images(seed=j)} for j in range(i, min(i + at_once, steps))]
-        state, metrics = step(state, learner.place(mesh, batches), key)
+        state, metrics = step(state, placement.place(batches), key)
         losses.append(np.reshape(metrics["loss"], (at_once, -1))[: len(batches)])
     return np.concatenate(losses), state
 
@@ -175,18 +176,6 @@ def test_unknown_readouts_and_recipes_are_named():
         learner_of("rotation", **{"head.readout": "gpa"})
     with pytest.raises(ValueError, match=r"views.recipe 'byoll' is unknown"):
         learner_of("byol", **{"views.recipe": "byoll"})
-
-
-def test_noise_is_part_of_the_spread_and_only_in_what_trains():
-    stream = 3.0 * jax.random.normal(jax.random.key(0), (64, 5, 32)) + 7.0
-    noisy = _with_noise(stream, 0.25, jax.random.key(1))
-    added = np.asarray(noisy - stream)
-    assert abs(added.mean()) < 0.03
-    np.testing.assert_allclose(added.std(), 0.25 * np.asarray(stream).std(), rtol=0.03)
-    assert _with_noise(stream, 0.0, jax.random.key(1)) is stream
-    both = _with_noise({"online": stream, "target": stream}, 0.25, jax.random.key(1))
-    np.testing.assert_array_equal(both["target"], stream)
-    np.testing.assert_array_equal(both["online"], noisy)
 
 
 @pytest.mark.slow

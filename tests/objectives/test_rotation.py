@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from blockjax import config as config_lib
+from blockjax.models.patches import unpatchify, unstandardize
 from blockjax.models.vit import ViT
-from blockjax.objectives.patches import unpatchify, unstandardize
 from blockjax.objectives.rotation import Rotation, rotations
 
 ROTATION = Rotation(patch_size=4, width=32)

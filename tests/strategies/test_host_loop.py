@@ -13,10 +13,10 @@ import numpy as np
 import optax
 import pytest
 
-from blockjax import learner as learner_lib
-from blockjax.learner import addresses_host_memory
+from blockjax.learner.placement import Placement
 from blockjax.memory.profiles import compile_step
-from blockjax.sharding import make_mesh
+from blockjax.sharding.memory_spaces import addresses_host_memory
+from blockjax.sharding.mesh import make_mesh
 from blockjax.strategies import Block, HostLoop, blockwise, host_loop, init_state
 from tests.tiny import images, tiny_learner
 
@@ -25,28 +25,28 @@ KEY = jax.random.key(1)
 
 @pytest.fixture(autouse=True)
 def no_host_memory(monkeypatch):
-    monkeypatch.setattr(learner_lib, "addresses_host_memory", lambda device: False)
+    monkeypatch.setattr("blockjax.learner.placement.addresses_host_memory", lambda device: False)
 
 
 def mesh_of(*shape):
     return make_mesh(shape, jax.devices()[1 : 1 + int(np.prod(shape))])
 
 
-def started(learner, mesh):
-    step, profile = compile_step(learner, mesh, 8)
-    state = learner.init_for(step, jax.random.key(0))
+def started(placement):
+    step, profile = compile_step(placement, 8)
+    state = placement.init_for(step, jax.random.key(0))
     if state.fitted is not None:
         fitted = np.asarray(jax.random.normal(jax.random.key(9), state.fitted.shape))
         state = state.replace(fitted=jax.device_put(fitted, state.fitted.sharding))
     return step, state, profile
 
 
-def train(learner, mesh, steps=3):
-    step, state, _ = started(learner, mesh)
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+def train(placement, steps=3):
+    step, state, _ = started(placement)
+    everywhere = jax.sharding.NamedSharding(placement.mesh, jax.sharding.PartitionSpec())
     key, rows = jax.device_put(KEY, everywhere), []
     for i in range(steps):
-        batch = learner.place(mesh, [{"image": images(seed=i)}])
+        batch = placement.place([{"image": images(seed=i)}])
         state, metrics = step(state, batch, key)
         rows.append(metrics)
     return state, jax.tree.map(lambda *values: np.stack(values), *rows)
@@ -57,29 +57,27 @@ def train(learner, mesh, steps=3):
 def test_equals_blockwise(objective, shape, monkeypatch):
     # Adam would make large steps of what is left of gradients that are zero.
     momentum = optax.sgd(1e-3, momentum=0.9)
-    monkeypatch.setattr(learner_lib, "make_optimizer", lambda *_, **__: momentum)
+    monkeypatch.setattr("blockjax.learner.build.make_optimizer", lambda *_, **__: momentum)
     overrides = {"objective": objective, "model.depth": 3, "blocks": 3, "noise": 0.25}
     mesh = mesh_of(*shape)
-    learner = tiny_learner(strategy="streamed", **overrides)
-    state, metrics = train(learner, mesh)
-    expected, expected_metrics = train(tiny_learner(**overrides), mesh_of(1, 1, 1))
+    placement = Placement(tiny_learner(strategy="streamed", **overrides), mesh)
+    state, metrics = train(placement)
+    expected, expected_metrics = train(Placement(tiny_learner(**overrides), mesh_of(1, 1, 1)))
     chex.assert_trees_all_close(metrics, expected_metrics, rtol=2e-4, atol=1e-5)
     assert int(state.step) == 3
     for part in ("stem", "blocks"):
         got, want = jax.device_get((getattr(state, part), getattr(expected, part)))
         chex.assert_trees_all_close(got, want, rtol=1e-4, atol=2e-5)
-    spec = learner.row_shardings(mesh).params["layers"]["mlp"]["Dense_0"]["kernel"].spec
+    spec = placement.row_shardings.params["layers"]["mlp"]["Dense_0"]["kernel"].spec
     assert spec == jax.sharding.PartitionSpec(None, None, "fsdp" if shape[1] > 1 else None)
     assert {*jax.tree.leaves(state.blocks)[0].devices()} == {jax.devices("cpu")[0]}
     assert state.step.devices() == {*mesh.devices.flat}
 
 
 def test_three_states_at_a_time():
-    learner, mesh = (
-        tiny_learner(strategy="streamed", **{"model.depth": 6, "blocks": 6}),
-        mesh_of(1, 1, 1),
-    )
-    step, state, profile = started(learner, mesh)
+    learner = tiny_learner(strategy="streamed", **{"model.depth": 6, "blocks": 6})
+    placement = Placement(learner, mesh_of(1, 1, 1))
+    step, state, profile = started(placement)
     assert isinstance(step, HostLoop)
     row = learner.abstract_row()
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(row))
@@ -88,12 +86,12 @@ def test_three_states_at_a_time():
     def later(*args):
         out = seen(*args)
         gc.collect()
-        device = mesh.devices.flat[0]
+        device = placement.mesh.devices.flat[0]
         held.append(sum(a.nbytes for a in jax.live_arrays() if a.devices() == {device}))
         return out
 
     object.__setattr__(step, "later", later)
-    batch = learner.place(mesh, [{"image": images()}])
+    batch = placement.place([{"image": images()}])
     key = jax.device_put(KEY, jax.tree.leaves(state.step.sharding)[0])
     state, _ = step(state, batch, key)
     assert len(held) == 5
@@ -154,11 +152,11 @@ def test_clear_errors_where_states_cannot_be_kept(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(jax, "process_count", lambda: 2)
         with pytest.raises(ValueError, match="one process only; set strategy=blockwise"):
-            learner.state_shardings(mesh)
+            _ = Placement(learner, mesh).shardings
 
     def no_cpu(platform):
         raise RuntimeError(f"Unknown backend {platform}")
 
     monkeypatch.setattr(jax, "devices", no_cpu)
     with pytest.raises(ValueError, match="add cpu to JAX_PLATFORMS, or set strategy=blockwise"):
-        learner.state_shardings(mesh)
+        _ = Placement(learner, mesh).shardings

@@ -7,9 +7,10 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from blockjax.memory.collectives import Collective, read_collectives
-from blockjax.sharding import make_mesh, state_shardings
+from blockjax.sharding.mesh import make_mesh
+from blockjax.sharding.rules import state_shardings
 from blockjax.strategies import Block, blockwise, host_memory_kinds, init_state, pipelined, streamed
+from blockjax.xla.collectives import Collective, read_collectives
 
 WIDTH, BLOCKS, BATCH = 8, 4, 6
 

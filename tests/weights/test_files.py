@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from blockjax.models.vit import ViT
-from blockjax.transfer import load, open_weights
 from blockjax.weights import UnusableWeights, from_tensors, read_tensors, to_tensors
 from blockjax.weights.files import write_tensors
+from blockjax.weights.loading import load, open_weights
 from tests.weights.made import made_weights
 
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blockjax.backbone import Backbone
+from blockjax.models.backbone import Backbone
+from blockjax.models.patches import CHANNEL_MEAN, CHANNEL_STD, patchify, standardize
 from blockjax.models.position import sincos_2d
-from blockjax.objectives.mae import MaskedAutoencoder
-from blockjax.objectives.patches import CHANNEL_MEAN, CHANNEL_STD, patchify, standardize
+from blockjax.objectives.masked.mae import MaskedAutoencoder
 from blockjax.weights import Weights, from_tensors, to_tensors
 from tests.tiny import images
 from tests.weights.made import made_weights

@@ -1,0 +1,1 @@
+"""Benchmarks behind the README's claims about speed."""

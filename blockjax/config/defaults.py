@@ -1,0 +1,160 @@
+"""Every config field with its default."""
+
+import ml_collections
+from ml_collections import config_dict
+
+STRATEGIES = ("blockwise", "end_to_end", "streamed", "pipelined")
+REMATS = ("none", "layer")
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Returns the config that every file in configs/ starts from: MAE's recipe (arXiv 2111.06377), in four blocks."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    # Length of the run: exactly one of the two.
+    config.steps = config_dict.placeholder(int)
+    config.epochs = config_dict.placeholder(float)
+    config.batch_size = 256  # images per step, over all devices
+    config.dtype = (
+        "auto"  # of activations: bfloat16 on TPU and GPU, float32 on CPU; parameters are float32
+    )
+    # end_to_end: one loss at the end; streamed: block states in host memory; pipelined: blocks over mesh.block devices
+    config.strategy = "blockwise"
+    config.blocks = (
+        4  # must divide the depth; under end_to_end only the depths at which features are read
+    )
+    config.remat = "none"  # layer: recompute activations layer by layer in the backward pass
+    config.microbatches = 1  # parts of the batch that run one after another: less memory, more time
+    # mae, beit, rotation, jigsaw, context, simclr, moco, byol, barlow_twins, vicreg; classification. What is open below
+    # and differs between objectives is filled in by the one that is chosen.
+    config.objective = "mae"
+    config.noise = 0.0  # added to what leaves a block, as part of its standard deviation
+
+    # Where the encoder comes from: a workdir, a folder that was exported or a file of weights; default: random numbers.
+    config.backbone = config_dict.placeholder(str)
+    config.depth_blocks = config_dict.placeholder(int)  # the first so many blocks of that run
+    config.from_scratch = False  # random numbers all the same, in an encoder of the same size
+    # Of classification: the last so many blocks learn, 0 for heads only; default: all.
+    config.tune_blocks = config_dict.placeholder(int)
+
+    config.model = model = ml_collections.ConfigDict()
+    model.preset = "ti"  # ti, s, b, l, h; the fields below override it
+    model.image_size = 32
+    model.patch_size = 4
+    model.width = config_dict.placeholder(int)
+    model.depth = config_dict.placeholder(int)
+    model.heads = config_dict.placeholder(int)
+    model.mlp_ratio = 4.0
+    model.unroll = 1  # layers per turn of the loop over layers
+    model.freeze_embedding = False  # keep the patch embedding as it starts, as MoCo v3 does
+    model.learned_positions = False  # positions are parameters, which start as the fixed ones
+    model.norm_epsilon = 1e-6  # of every LayerNorm in the encoder
+
+    config.mask = ml_collections.ConfigDict()
+    config.mask.ratio = config_dict.placeholder(
+        float
+    )  # default: 0.75 for mae, BEiT's share for beit
+    config.mask.schedule = (
+        "constant"  # linear:0.9 (ratio of the last block), or a ratio for each block
+    )
+
+    config.decoder = decoder = ml_collections.ConfigDict()
+    decoder.kind = "cross_attention"  # or self_attention, MAE's own
+    decoder.depth = 1
+    decoder.width = 192
+    decoder.heads = config_dict.placeholder(int)  # default: 32 channels a head, as in MAE
+    decoder.fraction = 1 / 3  # part of the masked patches that is decoded each step
+
+    config.loss = ml_collections.ConfigDict()
+    config.loss.normalize_pixels = True  # each target patch to zero mean and unit variance
+    # Of mae: xla, pallas (the platform's kernel), and more in blockjax.kernels.masked_reconstruction; default: what was
+    # measured to be best.
+    config.loss.implementation = config_dict.placeholder(str)
+    config.loss.temperature = config_dict.placeholder(float)  # of simclr and moco
+    config.loss.off_diagonal = config_dict.placeholder(float)  # of barlow_twins: λ
+
+    config.head = ml_collections.ConfigDict()  # of objectives that look at whole images or tiles
+    config.head.readout = config_dict.placeholder(str)  # cbe_gap, gap, cls
+    config.head.expansion = config_dict.placeholder(int)  # width of the readout cbe_gap
+    config.head.hidden = config_dict.placeholder(int)  # width of hidden layers
+    config.head.width = config_dict.placeholder(int)  # of a projector's output, or of a tile's part
+
+    config.views = ml_collections.ConfigDict()
+    config.views.recipe = config_dict.placeholder(str)  # augmentations of two-view objectives
+
+    config.momentum = momentum = ml_collections.ConfigDict()  # of moco and byol
+    momentum.decay = config_dict.placeholder(float)  # of the average at the first step
+    momentum.steps = config_dict.placeholder(int)  # until it is 1; default: the run's
+    momentum.queue = 0  # keys in the queue of moco; 0 is MoCo v3, which has none
+
+    config.tiles = tiles = ml_collections.ConfigDict()  # of jigsaw and context
+    tiles.image_size = config_dict.placeholder(int)  # to which images are resized first
+    tiles.crop = config_dict.placeholder(int)  # side of the random crop that is cut in 3 x 3 cells
+    tiles.size = config_dict.placeholder(int)  # side of a tile, cut at random from its cell
+    tiles.gray = 0.66  # share of images that lose their colours
+    tiles.permutations = 1000  # classes of jigsaw
+    tiles.permutation_set = "pgl"  # or greedy_mean, the historical one
+    tiles.per_image = 8  # permutations of an image in a step
+
+    config.tokenizer = tokenizer = ml_collections.ConfigDict()  # of beit
+    tokenizer.kind = "kmeans"  # kmeans_norm, exemplar
+    tokenizer.codes = config_dict.placeholder(int)
+    tokenizer.examples = 5000  # at most so many training images to fit it to
+
+    config.classifier = classifier = ml_collections.ConfigDict()  # of classification
+    classifier.classes = config_dict.placeholder(int)  # default: those of the data
+    classifier.drop_path = 0.0  # rises to this with the layers; under blockwise the same in all
+    classifier.label_smoothing = 0.0
+    classifier.mixup = 0.0  # alpha; 0: none
+    classifier.cutmix = 0.0
+    classifier.erase = 0.0  # share of images
+
+    config.data = data = ml_collections.ConfigDict()
+    data.source = "embedded"  # tfds:NAME, folder:PATH, arrays:FILE.npz
+    data.dir = config_dict.placeholder(
+        str
+    )  # of TFDS; default $TFDS_DATA_DIR or ~/tensorflow_datasets
+    data.train_split = "train"
+    data.test_split = "test"
+    data.fraction = 1.0  # of each class's training images
+    data.flip = True
+    data.crop_scale = (0.2, 1.0)  # area of the random resized crop; (1.0, 1.0) is no crop
+    data.shift = 0  # largest random shift in pixels
+    data.workers = 0  # decoding processes; 0: threads
+    data.on_corrupt = "skip"  # or error
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.base_learning_rate = 1.5e-4  # for 256 images; scaled with the batch size
+    optimizer.warmup_steps = config_dict.placeholder(
+        int
+    )  # default: 5 % of the steps, MAE's 40 of 800 epochs
+    optimizer.weight_decay = 0.05
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.95
+    optimizer.layer_decay = 1.0  # of the learning rate, from layer to layer towards the input
+    optimizer.clip = 0.0  # largest gradient norm of a block; 0: no clipping
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1  # devices over which images are split; -1: the rest
+    config.mesh.fsdp = 1  # devices over which images and states are split
+    config.mesh.block = 1  # stages over which `pipelined` spreads the blocks
+
+    config.pipeline = ml_collections.ConfigDict()
+    # Batches from filling to draining the pipeline; default 8 for each stage. All wait on the device.
+    config.pipeline.batches = config_dict.placeholder(int)
+
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.every = config_dict.placeholder(int)  # steps; default: a tenth of the run
+    config.checkpoint.keep = 2
+
+    config.log = ml_collections.ConfigDict()
+    config.log.every = 10  # steps
+    # Steps between looks at how features of different images differ, each at the next step that is logged; 0: never.
+    config.log.monitor_every = 100
+
+    config.probe = probe = ml_collections.ConfigDict()
+    probe.train_examples = 20_000  # at most so many images to learn a probe from
+    probe.test_examples = 10_000
+    probe.pool = 2  # a feature is the block's tokens averaged over a pool x pool grid
+    return config

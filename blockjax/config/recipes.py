@@ -1,0 +1,90 @@
+"""Where the configs of several objectives start from: one encoder for small images, one for ImageNet."""
+
+import re
+
+import ml_collections
+
+from blockjax.config.defaults import default_config
+from blockjax.config.files import parse_argument
+from blockjax.objectives import OBJECTIVES
+
+_MODEL = r"(ti|s|b|l|h)(\d+)"
+
+
+def recipe(argument: str | None, objective: str, **imagenet: float) -> ml_collections.ConfigDict:
+    """Returns the config of an objective, small or for ImageNet.
+
+    Args:
+      argument: what stands behind the colon in `--config file.py:...`: `model=`, `size=`, `strategy=`, `blocks=`,
+        `data=`, `batch=`, `epochs=`, `steps=`. Without any, the small recipe: four blocks of one layer on the embedded
+        images, for a CPU. With `model=` (s16, b16, ...) the one for ImageNet.
+      objective: its name.
+      **imagenet: `batch`, `epochs`, `base_learning_rate` and `weight_decay` of the ImageNet recipe.
+
+    Raises:
+      ValueError: the argument cannot be read.
+    """
+    given = parse_argument(
+        argument,
+        model="",
+        size=0,
+        strategy="blockwise",
+        blocks=4,
+        data="",
+        batch=0,
+        epochs=0.0,
+        steps=0,
+    )
+    config = _imagenet(given, imagenet) if given["model"] else _small(given)
+    config.objective = objective
+    config.strategy = given["strategy"]
+    config.blocks = given["blocks"]
+    if not OBJECTIVES[objective].host_crops:
+        # Views and tiles are cut and mirrored on the device, by recipes of their own.
+        config.data.flip, config.data.crop_scale, config.data.shift = False, (1.0, 1.0), 0
+    return config
+
+
+def _small(given):
+    config = default_config()
+    config.steps = given["steps"] or None
+    config.epochs = given["epochs"] or None
+    if not config.steps and not config.epochs:
+        config.steps = 400
+    config.batch_size = given["batch"] or 128
+
+    config.model.width, config.model.depth, config.model.heads = 96, 4, 3
+    config.model.image_size = given["size"] or 32
+    config.data.source = given["data"] or "embedded"
+    if config.data.source == "embedded":  # digits must not be mirrored, and a crop would cut them
+        config.data.flip, config.data.crop_scale, config.data.shift = False, (1.0, 1.0), 3
+        config.views.recipe = "digits"
+
+    config.optimizer.base_learning_rate = 2e-3  # 1e-3 at this batch
+    config.log.every = 10
+    config.probe.pool = 4
+    return config
+
+
+def _imagenet(given, recipe):
+    match = re.fullmatch(_MODEL, given["model"])
+    if not match:
+        raise ValueError(
+            f"config argument model={given['model']} is unknown; it may be ti, s, b, l or h with a patch size: b16"
+        )
+    config = default_config()
+    config.steps = given["steps"] or None
+    config.epochs = given["epochs"] or (None if config.steps else recipe["epochs"])
+    config.batch_size = given["batch"] or recipe["batch"]
+
+    config.model.preset = match[1]
+    config.model.patch_size = int(match[2])
+    config.model.image_size = given["size"] or 224
+    config.data.source = given["data"] or "tfds:imagenet2012"
+    if config.data.source == "tfds:imagenet2012":
+        config.data.test_split = "validation"
+    config.data.workers = 8
+
+    config.optimizer.base_learning_rate = recipe["base_learning_rate"]
+    config.optimizer.weight_decay = recipe["weight_decay"]
+    return config

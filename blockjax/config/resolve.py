@@ -1,0 +1,330 @@
+"""Fills in what a config leaves open, and checks all that can be checked before anything is compiled."""
+
+import difflib
+
+import ml_collections
+
+from blockjax.config.defaults import DTYPES, REMATS, STRATEGIES, default_config
+from blockjax.kernels.masked_reconstruction import IMPLEMENTATIONS
+from blockjax.models.decoders import DECODERS
+from blockjax.models.heads import READOUTS
+from blockjax.models.vit import PRESETS
+from blockjax.objectives import TASKS
+from blockjax.sharding.mesh import mesh_shape
+
+
+def resolve(
+    config: ml_collections.ConfigDict, *, devices: int, platform: str
+) -> ml_collections.ConfigDict:
+    """Returns a copy of the config with every default filled in that does not depend on the data.
+
+    Args:
+      config: as a config file returns it, with the command line's changes.
+      devices: number of devices of all processes.
+      platform: "cpu", "gpu" or "tpu"; decides what dtype "auto" is.
+
+    Raises:
+      ValueError: a field that does not exist, or values that do not fit together; names them and what would fit.
+    """
+    _check_keys(config, default_config())
+    config = config.copy_and_resolve_references()
+    config.unlock()
+    _one_of("strategy", config.strategy, STRATEGIES)
+    _one_of("remat", config.remat, REMATS)
+    _one_of("dtype", config.dtype, DTYPES)
+    _one_of("objective", config.objective, TASKS)
+    _one_of("decoder.kind", config.decoder.kind, DECODERS)
+    if config.loss.implementation is not None:
+        _one_of("loss.implementation", config.loss.implementation, IMPLEMENTATIONS)
+    _one_of("data.on_corrupt", config.data.on_corrupt, ("skip", "error"))
+    config.model.preset = _preset(config)
+
+    if (config.steps is None) == (config.epochs is None):
+        raise ValueError(
+            f"give exactly one of steps and epochs; got steps={config.steps}, epochs={config.epochs}"
+        )
+    if config.dtype == "auto":
+        config.dtype = "float32" if platform == "cpu" else "bfloat16"
+    for field, value in zip(("width", "depth", "heads"), PRESETS[config.model.preset], strict=True):
+        if config.model[field] is None:
+            config.model[field] = value
+    objective = TASKS[config.objective]
+    for field, value in objective.defaults(config).items():
+        group, _, name = field.rpartition(".")
+        if config[group][name] is None:
+            config[group][name] = value
+    if config.decoder.heads is None:
+        config.decoder.heads = max(1, config.decoder.width // 32)
+    _check_numbers(config)
+    _check_model(config)
+    _check_decoder(config)
+    _check_objective(config, objective)
+    objective.check(config)
+    _check_devices(config, devices)
+    if config.pipeline.batches is None:
+        config.pipeline.batches = 8 * mesh_shape(config.mesh, devices)[2]
+    return config
+
+
+def depth(config: ml_collections.ConfigDict) -> int:
+    """Returns the number of layers of a config as a config file returns it.
+
+    Raises:
+      ValueError: the preset is unknown, or fields are missing that a backbone would give.
+    """
+    preset = _preset(config)
+    return PRESETS[preset][1] if config.model.depth is None else config.model.depth
+
+
+def _preset(config):
+    fields = {
+        f"model.{name}": config.model[name] for name in ("preset", "image_size", "patch_size")
+    }
+    fields["blocks"] = config.blocks
+    missing = [name for name, value in fields.items() if value is None]
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing)} missing: only training opens a backbone and takes them from it; set them here"
+        )
+    preset = str(config.model.preset).lower()
+    _one_of("model.preset", preset, PRESETS)
+    return preset
+
+
+def total_steps(config: ml_collections.ConfigDict, examples: int) -> int:
+    """Returns the run's length in steps, for a training set of `examples` images.
+
+    Raises:
+      ValueError: the batch is larger than the data set.
+    """
+    if config.batch_size > examples:
+        raise ValueError(
+            f"batch_size {config.batch_size} is larger than the training set: {config.data.source} "
+            f"[{config.data.train_split}] has {examples} images; set batch_size to at most that"
+        )
+    if config.steps is not None:
+        return config.steps
+    return max(1, round(config.epochs * examples / config.batch_size))
+
+
+def fill_lengths(config: ml_collections.ConfigDict, steps: int) -> None:
+    """Fills in the lengths that follow from the number of steps: warm-up, momentum's and checkpoint interval.
+
+    Raises:
+      ValueError: the warm-up is as long as the run or longer.
+    """
+    if config.optimizer.warmup_steps is None:
+        config.optimizer.warmup_steps = steps // 20
+    if not 0 <= config.optimizer.warmup_steps < max(1, steps):
+        raise ValueError(
+            f"optimizer.warmup_steps {config.optimizer.warmup_steps} must be shorter than the run of {steps} steps"
+        )
+    if config.momentum.steps is None and config.momentum.decay is not None:
+        config.momentum.steps = steps
+    if config.checkpoint.every is None:
+        config.checkpoint.every = max(1, steps // 10)
+
+
+def _check_keys(config, defaults, prefix=""):
+    for key in config:
+        if key not in defaults:
+            near = difflib.get_close_matches(key, list(defaults), n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"there is {', '.join(defaults)}"
+            raise ValueError(f"config has no field {prefix}{key}; {hint}")
+        if isinstance(defaults[key], ml_collections.ConfigDict):
+            if not isinstance(config[key], ml_collections.ConfigDict):
+                raise ValueError(
+                    f"config field {prefix}{key} is a group of fields, not {config[key]!r}"
+                )
+            _check_keys(config[key], defaults[key], f"{prefix}{key}.")
+    if missing := [key for key in defaults if key not in config]:
+        raise ValueError(
+            f"config lacks {', '.join(prefix + key for key in missing)}; start from blockjax.config.default_config()"
+        )
+
+
+def _check_numbers(config):
+    at_least_one = {
+        "batch_size": config.batch_size,
+        "blocks": config.blocks,
+        "microbatches": config.microbatches,
+        "model.image_size": config.model.image_size,
+        "model.patch_size": config.model.patch_size,
+        "model.width": config.model.width,
+        "model.depth": config.model.depth,
+        "model.heads": config.model.heads,
+        "model.unroll": config.model.unroll,
+        "decoder.depth": config.decoder.depth,
+        "decoder.width": config.decoder.width,
+        "decoder.heads": config.decoder.heads,
+        "checkpoint.keep": config.checkpoint.keep,
+        "log.every": config.log.every,
+        "probe.train_examples": config.probe.train_examples,
+        "probe.test_examples": config.probe.test_examples,
+        "probe.pool": config.probe.pool,
+    }
+    for group, name in (
+        ("head", "expansion"),
+        ("head", "hidden"),
+        ("head", "width"),
+        ("momentum", "steps"),
+        ("tiles", "per_image"),
+        ("tokenizer", "examples"),
+    ):
+        if config[group][name] is not None:
+            at_least_one[f"{group}.{name}"] = config[group][name]
+    if config.steps is not None:
+        at_least_one["steps"] = config.steps
+    if config.pipeline.batches is not None:
+        at_least_one["pipeline.batches"] = config.pipeline.batches
+    if config.checkpoint.every is not None:
+        at_least_one["checkpoint.every"] = config.checkpoint.every
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    if config.epochs is not None and config.epochs <= 0:
+        raise ValueError(f"epochs must be above 0, not {config.epochs:g}")
+    at_least_zero = {
+        "seed": config.seed,
+        "log.monitor_every": config.log.monitor_every,
+        "noise": config.noise,
+        "momentum.queue": config.momentum.queue,
+        "data.workers": config.data.workers,
+        "data.shift": config.data.shift,
+        "optimizer.clip": config.optimizer.clip,
+        "optimizer.weight_decay": config.optimizer.weight_decay,
+        "optimizer.base_learning_rate": config.optimizer.base_learning_rate,
+    }
+    for name, value in at_least_zero.items():
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, not {value}")
+    if not 0 < config.decoder.fraction <= 1:
+        raise ValueError(
+            f"decoder.fraction must be above 0 and at most 1, not {config.decoder.fraction:g}"
+        )
+    if config.loss.temperature is not None and config.loss.temperature <= 0:
+        raise ValueError(f"loss.temperature must be above 0, not {config.loss.temperature:g}")
+    if config.momentum.decay is not None and not 0 <= config.momentum.decay <= 1:
+        raise ValueError(f"momentum.decay must be from 0 to 1, not {config.momentum.decay:g}")
+    for name, value in (
+        ("data.fraction", config.data.fraction),
+        ("optimizer.layer_decay", config.optimizer.layer_decay),
+    ):
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} must be above 0 and at most 1, not {value:g}")
+    if config.tune_blocks is not None and config.objective != "classification":
+        raise ValueError(
+            f"tune_blocks={config.tune_blocks} is of objective=classification, not of {config.objective}"
+        )
+    if not 0 <= config.tiles.gray <= 1:
+        raise ValueError(f"tiles.gray is a probability, from 0 to 1, not {config.tiles.gray:g}")
+    scale = tuple(config.data.crop_scale)
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(
+            f"data.crop_scale must be two areas with 0 < low <= high <= 1, not {scale}"
+        )
+
+
+def _check_model(config):
+    model = config.model
+    if model.image_size % model.patch_size:
+        raise ValueError(
+            f"model.patch_size {model.patch_size} does not divide model.image_size {model.image_size}; "
+            f"patch sizes that do: {_divisors(model.image_size)}"
+        )
+    if model.width % model.heads:
+        raise ValueError(
+            f"model.width {model.width} is not divisible by model.heads {model.heads}; "
+            f"numbers of heads that fit: {_divisors(model.width)}"
+        )
+    if model.width % 4:
+        raise ValueError(
+            f"model.width must be divisible by 4 (2-D sin-cos positions), not {model.width}"
+        )
+    if model.depth % config.blocks:
+        raise ValueError(
+            f"blocks {config.blocks} does not divide the depth of {model.depth} layers; "
+            f"numbers of blocks that do: {_divisors(model.depth)}"
+        )
+    layers = model.depth if config.strategy == "end_to_end" else model.depth // config.blocks
+    if layers % model.unroll:
+        raise ValueError(
+            f"model.unroll {model.unroll} does not divide the {layers} layers of a block; "
+            f"it may be one of {_divisors(layers)}"
+        )
+    grid = model.image_size // model.patch_size
+    if grid % config.probe.pool:
+        raise ValueError(
+            f"probe.pool {config.probe.pool} does not divide the {grid} x {grid} grid of patches; "
+            f"it may be one of {_divisors(grid)}"
+        )
+    if config.strategy == "end_to_end" and config.mask.schedule != "constant":
+        raise ValueError(
+            f"mask.schedule {config.mask.schedule!r} drops tokens between blocks, and end_to_end has one block; "
+            "set mask.schedule=constant or strategy=blockwise"
+        )
+    if config.strategy in ("streamed", "pipelined") and config.mask.schedule != "constant":
+        raise ValueError(
+            f"mask.schedule {config.mask.schedule!r} drops tokens between blocks, and {config.strategy} runs "
+            "all blocks in one loop, on streams of one shape; set mask.schedule=constant or strategy=blockwise"
+        )
+
+
+def _check_objective(config, objective):
+    if config.head.readout is not None:
+        _one_of("head.readout", config.head.readout, READOUTS)
+    if config.objective != "mae" and config.mask.schedule != "constant":
+        raise ValueError(
+            f"mask.schedule {config.mask.schedule!r} drops tokens that objective {config.objective} needs; set "
+            "mask.schedule=constant or objective=mae"
+        )
+    if config.microbatches > 1 and not objective.means_over_images:
+        raise ValueError(
+            f"microbatches={config.microbatches}: the loss of {config.objective} compares the images of a batch, or "
+            "uses their statistics, so parts of a batch give another loss than the whole; set microbatches=1, and "
+            "remat=layer, strategy=streamed or mesh.data for less memory"
+        )
+
+
+def _check_decoder(config):
+    decoder = config.decoder
+    if decoder.width % decoder.heads or decoder.width % 4:
+        raise ValueError(
+            f"decoder.width {decoder.width} must be divisible by 4 (2-D sin-cos positions) and by decoder.heads "
+            f"{decoder.heads}; numbers of heads that fit: {_divisors(decoder.width)}"
+        )
+
+
+def _check_devices(config, devices):
+    data, fsdp, block = mesh_shape(config.mesh, devices)
+    if block > 1 and config.strategy != "pipelined":
+        raise ValueError(
+            f"mesh.block={block} spreads blocks over devices, which strategy {config.strategy!r} does not do; "
+            "set strategy=pipelined, or mesh.block=1 and use mesh.data or mesh.fsdp"
+        )
+    if config.blocks % block:
+        raise ValueError(
+            f"blocks {config.blocks} does not divide over mesh.block={block} stages; "
+            f"numbers of stages that do: {_divisors(config.blocks)}"
+        )
+    parts = data * fsdp * config.microbatches
+    if config.batch_size % parts:
+        near = max(parts, config.batch_size // parts * parts)
+        cut = f" and {config.microbatches} microbatches" if config.microbatches > 1 else ""
+        raise ValueError(
+            f"batch_size {config.batch_size} does not divide over {data * fsdp} devices "
+            f"(mesh.data {data} x mesh.fsdp {fsdp}){cut}; {near} would"
+        )
+
+
+def _one_of(name, value, known):
+    if value not in known:
+        near = difflib.get_close_matches(str(value), [str(k) for k in known], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"{name} {value!r} is unknown; {hint}it may be one of {', '.join(map(str, known))}"
+        )
+
+
+def _divisors(number):
+    return ", ".join(str(i) for i in range(1, number + 1) if number % i == 0)

@@ -1,0 +1,81 @@
+"""What a batch holds: the one description that loading, compiling, measuring and reading go by."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """One array of a batch.
+
+    Attributes:
+      shape: of one example; a batch adds a leading axis B.
+      dtype: of its values.
+      values: they are from 0 to this, exclusive; None where the data do not say.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    values: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSpec:
+    """The arrays of a batch, by name. Hashable, so that compiled functions can be chosen by it.
+
+    Attributes:
+      arrays: (name, `ArraySpec`) pairs. The first is what the encoder reads.
+    """
+
+    arrays: tuple[tuple[str, ArraySpec], ...]
+
+    @property
+    def encoded(self) -> str:
+        """The name of the array that the encoder reads."""
+        return self.arrays[0][0]
+
+    @property
+    def example_bytes(self) -> int:
+        """Bytes of one example."""
+        return sum(
+            int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+            for _, spec in self.arrays
+        )
+
+    def abstract(self, *leading: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes and dtypes of a batch with these leading axes: (B,), or (batches, B)."""
+        return {
+            name: jax.ShapeDtypeStruct((*leading, *spec.shape), np.dtype(spec.dtype))
+            for name, spec in self.arrays
+        }
+
+    def chosen(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns those arrays of a host batch that are described; a source may give more."""
+        return {name: batch[name] for name, _ in self.arrays}
+
+    def random(self, size: int, seed: int = 0) -> dict[str, np.ndarray]:
+        """Returns a host batch of so many examples with uniform values, to time and measure with."""
+        rng = np.random.default_rng(seed)
+        return {
+            name: rng.integers(0, spec.values or 1, (size, *spec.shape), np.dtype(spec.dtype))
+            for name, spec in self.arrays
+        }
+
+
+def image_batch(image_size: int, classes: int | None = None) -> BatchSpec:
+    """Returns the description of what `blockjax.data.train` makes of images.
+
+    Args:
+      image_size: side in pixels.
+      classes: number of labels; None where a batch has no labels.
+
+    Returns:
+      "image", uint8 [B, image_size, image_size, 3]; and "label", int32 [B], from 0 to `classes`, exclusive.
+    """
+    arrays = [("image", ArraySpec((image_size, image_size, 3), "uint8", 256))]
+    if classes is not None:
+        arrays.append(("label", ArraySpec((), "int32", classes)))
+    return BatchSpec(tuple(arrays))

@@ -1,0 +1,65 @@
+"""Sources of examples: the embedded set, TFDS data sets, image folders, array files."""
+
+import difflib
+import os
+from pathlib import Path
+
+from blockjax.data.sources.arrays import ArraysSource
+from blockjax.data.sources.folder import open_folder
+from blockjax.data.sources.source import Source
+from blockjax.data.sources.tfds import TfdsSource, catalogue, open_tfds
+
+_PREFIXES = ("tfds", "folder", "arrays")
+KINDS = ("embedded", "tfds:<name>", "folder:<path>", "arrays:<file.npz>")
+
+
+def open_source(spec: str, split: str, data_dir: str | None = None) -> Source:
+    """Opens one split of a data set; never downloads.
+
+    Args:
+      spec: `embedded`; `tfds:<name>`, a prepared TFDS data set; `folder:<path>`, with images in
+        <path>/<split>/<class>, <path>/<class>, <path>/<split> or <path>; `arrays:<file.npz>`,
+        with uint8 images and, if wished, integer labels.
+      split: `train`, `test` or another split of the data set, or a slice such as `train[:10%]`.
+        Folders and array files without a test part hold out every tenth example for it.
+      data_dir: the directory of TFDS data sets; None means $TFDS_DATA_DIR or
+        ~/tensorflow_datasets.
+
+    Raises:
+      DatasetUnavailable: the TFDS data set is unknown or not prepared.
+      ValueError: `spec` or `split` does not name anything that can be read.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "embedded" and not rest:
+        from blockjax.data import builders
+
+        source = TfdsSource(builders.embedded_builder(data_dir), split)
+    elif kind == "tfds" and rest:
+        source = open_tfds(rest, split, data_dir)
+    elif kind == "folder" and rest:
+        source = open_folder(Path(rest).expanduser(), split)
+    elif kind == "arrays" and rest:
+        source = ArraysSource(Path(rest).expanduser(), split)
+    else:
+        raise ValueError(
+            f"data.source is {spec!r}, which is none of {', '.join(KINDS)}.{_did_you_mean(spec)}"
+        )
+    if not len(source):
+        raise ValueError(
+            f"{source.description}: the split is empty: change data.source, data.train_split or "
+            "data.test_split."
+        )
+    return source
+
+
+def _did_you_mean(spec: str) -> str:
+    kind, _, rest = spec.partition(":")
+    if os.path.isdir(spec):
+        near = [f"folder:{spec}"]
+    elif spec.endswith(".npz") and os.path.isfile(spec):
+        near = [f"arrays:{spec}"]
+    else:
+        kinds = {"embedded": "embedded"} | {k: f"{k}:{rest or '...'}" for k in _PREFIXES}
+        near = [kinds[k] for k in difflib.get_close_matches(kind, kinds, n=1)]
+        near += [f"tfds:{n}" for n in difflib.get_close_matches(spec, catalogue(), n=1)]
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,110 @@
+"""Image files in folders, one for each class or without labels."""
+
+import os
+from collections.abc import Sequence
+from itertools import compress
+from pathlib import Path
+
+import numpy as np
+
+from blockjax.data.sources.source import Source, description_of
+from blockjax.data.sources.splits import (
+    TEST_NAMES,
+    choose_part,
+    held_out_mask,
+    parse_split,
+    slice_indices,
+)
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+
+
+class FolderSource(Source):
+    """The image files of a folder, as encoded bytes."""
+
+    def __init__(self, root: Path, files: Sequence[str], labels, class_names, title: str):
+        """Takes what `open_folder` found.
+
+        Args:
+          root: the folder that `files` are relative to.
+          files: relative paths.
+          labels: int32 [len(files)], or None.
+          class_names: the names of the labels, or None.
+          title: the start of the description.
+        """
+        self._root, self._files, self._labels = root, files, labels
+        self.labelled = labels is not None
+        self.class_names = class_names
+        self.description = description_of(title, len(files), class_names)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> dict:
+        example = {"image": (self._root / self._files[index]).read_bytes()}
+        if self.labelled:
+            example["label"] = int(self._labels[index])
+        return example
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        return self._labels
+
+    def name(self, index: int) -> str:
+        return str(self._root / self._files[index])
+
+
+def open_folder(root: Path, split: str) -> FolderSource:
+    if not root.is_dir():
+        raise ValueError(f"data.source names the folder {root}, which does not exist.")
+    base, bounds = parse_split(split)
+    parts = [name for name in ("train", *TEST_NAMES) if (root / name).is_dir()]
+    if parts and base not in parts and (root / base).is_dir():
+        parts.append(base)
+    part, held_out = choose_part(base, parts, f"the folder {root}")
+    # Labels of all parts follow one list of classes.
+    classes = sorted({name for p in parts or [""] for name in _subfolders(root / p)})
+    groups = [_image_files(root, os.path.join(part, name)) for name in classes]
+    if not part:
+        classes = [name for name, files in zip(classes, groups, strict=True) if files]
+        groups = [files for files in groups if files]
+    if not any(groups):
+        classes, groups = [], [_image_files(root, part)]
+    if not any(groups):
+        raise ValueError(
+            f"data.source names {root / part}, which has no image files ({', '.join(SUFFIXES)})."
+        )
+    groups = [list(compress(files, held_out_mask(len(files), held_out))) for files in groups]
+    files = [file for group in groups for file in group]
+    labels_B = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
+    chosen = slice_indices(len(files), bounds)
+    return FolderSource(
+        root,
+        [files[i] for i in chosen],
+        labels_B[chosen] if classes else None,
+        classes or None,
+        f"{root} {split}",
+    )
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return [entry.name for entry in os.scandir(folder) if entry.is_dir() and _visible(entry.name)]
+
+
+def _image_files(root: Path, folder: str) -> list[str]:
+    """Returns the image files in `folder` and below, sorted and relative to `root`."""
+    files = []
+    for directory, below, names in os.walk(root / folder):
+        below[:] = filter(_visible, below)
+        directory = os.path.relpath(directory, root)
+        files += [
+            os.path.normpath(os.path.join(directory, name))
+            for name in names
+            if _visible(name) and name.lower().endswith(SUFFIXES)
+        ]
+    return sorted(files)
+
+
+def _visible(name: str) -> bool:
+    # Archives made on a Mac have a folder of shadow files with the names of the real ones.
+    return not name.startswith(".") and name != "__MACOSX"

@@ -1,0 +1,64 @@
+"""Which part of a folder or an array file a split names."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from absl import logging
+
+HOLD_OUT = 10  # where there is no test part, every tenth example is one
+# Folders and array files name their second part in several ways.
+TEST_NAMES = ("test", "val", "validation")
+_SPLIT = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
+
+
+def parse_split(split: str) -> tuple[str, tuple[str, str] | None]:
+    """Splits `train[a:b]` into its name and its bounds."""
+    match = _SPLIT.fullmatch(split)
+    if not match:
+        raise ValueError(
+            f"The split {split!r} is not understood: set data.train_split and data.test_split to a "
+            "name or to a slice such as 'train[:10%]'."
+        )
+    return match[1], None if "[" not in split else (match[2] or "", match[3] or "")
+
+
+def slice_indices(count: int, bounds: tuple[str, str] | None) -> np.ndarray:
+    """Returns the indices of a slice, of a fixed shuffle because files come sorted by class."""
+    if bounds is None:
+        return np.arange(count)
+
+    def position(text: str) -> int | None:
+        if not text:
+            return None
+        return round(int(text[:-1]) / 100 * count) if text.endswith("%") else int(text)
+
+    low, high = map(position, bounds)
+    return np.sort(np.random.RandomState(0).permutation(count)[low:high])
+
+
+def choose_part(base: str, parts: Sequence[str], where: str) -> tuple[str, str | None]:
+    """Finds what to read for the split `base` where there are `parts`, perhaps none.
+
+    Returns:
+      The part ("" where there are none), and "train" or "test" if that part has to give every
+      tenth example to the other side.
+    """
+    no_test = not set(parts) & set(TEST_NAMES)
+    if no_test and base in ("train", *TEST_NAMES) and (not parts or "train" in parts):
+        if base == "train":  # every run opens it
+            logging.info("%s has no test part: every tenth example is held out.", where)
+        return ("train" if parts else ""), ("train" if base == "train" else "test")
+    for name in (base, *TEST_NAMES) if base in TEST_NAMES else (base,):
+        if name in parts:
+            return name, None
+    raise ValueError(
+        f"{where} has no split {base!r}; it has {', '.join(parts or ('train', 'test'))}: set "
+        "data.train_split and data.test_split."
+    )
+
+
+def held_out_mask(count: int, side: str | None) -> np.ndarray:
+    """Returns the mask of the examples that belong to `side`; all of them where it is None."""
+    test = (np.arange(count) % HOLD_OUT == 0) & (count > 1)
+    return {None: np.ones(count, bool), "train": ~test, "test": test}[side]

@@ -1,0 +1,1 @@
+"""What a config describes as pure functions, and where they run."""

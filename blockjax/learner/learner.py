@@ -1,0 +1,147 @@
+"""A run's pure functions: the first state, the train step, and the backbone in a state."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from blockjax.data.batch import BatchSpec
+from blockjax.learner.optimizer import scaled
+from blockjax.models.backbone import Backbone
+from blockjax.models.vit import ViT, regroup
+from blockjax.objectives import Objective
+from blockjax.sharding.memory_spaces import to_host
+from blockjax.strategies import BlockState, TrainState, init_block_state
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """A run's pure functions; `blockjax.learner.placement` puts them on devices.
+
+    Attributes:
+      vit: the encoder.
+      objective: the pretext task.
+      batch: what a batch holds.
+      rows: gradient-isolated blocks: K, or 1 when the strategy is `end_to_end`.
+      readouts: depths at which features are read, K under every strategy.
+      optimizer: of each block.
+      schedule: step -> learning rate.
+      train_step: `(state, batch, rng) -> (state, metrics)`.
+      loop: of `streamed` alone, the two functions of `host_loop`, for devices that address no host memory.
+      batches: that a train step takes under `pipelined`; None under the others, which take one.
+      rates: what multiplies the learning rate of the stem and of each layer; None if nothing does.
+    """
+
+    vit: ViT
+    objective: Objective
+    batch: BatchSpec
+    rows: int
+    readouts: int
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    train_step: Any
+    loop: tuple[Callable, Callable] | None = None
+    batches: int | None = None
+    rates: tuple[float, tuple[float, ...]] | None = None
+
+    @property
+    def in_host_memory(self) -> bool:
+        """Whether the blocks' states live there, as `streamed` wants it."""
+        return self.loop is not None
+
+    def init(self, rng: jax.Array) -> TrainState:
+        """Returns the state before the first step. The encoder's start does not depend on the strategy.
+
+        What the objective fits to data before training is zero in it.
+        """
+        stem_rng, layers_rng, heads_rng = (jax.random.fold_in(rng, i) for i in range(3))
+
+        def init_block(index):
+            layers = self.vit.init_block(layers_rng, index, self.rows)
+            head_rng = jax.random.fold_in(heads_rng, index)
+            params = {"layers": layers, "head": self.objective.init_head(head_rng)}
+            extra = self.objective.init_block_extra(params, jax.random.fold_in(head_rng, 0))
+            state = init_block_state(self._block_optimizer(index), params, extra)
+            return to_host(state) if self.in_host_memory else state
+
+        rows = jnp.arange(self.rows)
+        # One after another where all together may be more than a device holds.
+        one_by_one = self.in_host_memory
+        blocks = jax.lax.map(init_block, rows) if one_by_one else jax.vmap(init_block)(rows)
+        stem, fitted = self.vit.init_stem(stem_rng), self.objective.fitted_shape
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            stem=init_block_state(
+                self._stem_optimizer(), stem, self.objective.init_stem_extra(stem)
+            ),
+            blocks=blocks,
+            fitted=None if fitted is None else jnp.zeros(fitted),
+        )
+
+    def _block_optimizer(self, index):
+        """Returns the optimizer whose state block `index` begins with."""
+        if self.rates is None:
+            return self.optimizer
+        of_layers = jnp.asarray(self.rates[1], jnp.float32).reshape(self.rows, -1)
+        return scaled(self.optimizer, {"layers": of_layers[index], "head": jnp.float32(1.0)})
+
+    def _stem_optimizer(self):
+        if self.rates is None:
+            return self.optimizer
+        return scaled(self.optimizer, jnp.float32(self.rates[0]))
+
+    def start_from(self, state: TrainState, params: PyTree) -> TrainState:
+        """Returns a first state with an encoder that was trained before, each array where it was.
+
+        Args:
+          state: from `Placement.init_for`.
+          params: the encoder's "stem" and "layers", leaves [depth, ...], on the host; what the stem has beside them
+            stays.
+        """
+        layers = regroup(params["layers"], self.rows, stacked=1)
+        stem = {**state.stem.params, **params["stem"]}
+        place = functools.partial(jax.tree.map, lambda new, old: jax.device_put(new, old.format))
+        blocks = {**state.blocks.params, "layers": place(layers, state.blocks.params["layers"])}
+        stem = place(stem, state.stem.params)
+        extra_from = self.objective.extra_from
+        return state.replace(
+            stem=state.stem.replace(params=stem, extra=extra_from(stem, state.stem.extra)),
+            blocks=state.blocks.replace(
+                params=blocks, extra=extra_from(blocks, state.blocks.extra)
+            ),
+        )
+
+    def abstract_state(self) -> TrainState:
+        """Returns the state's shapes and dtypes without making it."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def abstract_row(self) -> BlockState:
+        """Returns the shapes and dtypes of one block's state."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
+            self.abstract_state().blocks,
+        )
+
+    @property
+    def backbone(self) -> Backbone:
+        """The encoder alone; `backbone_params` gives its parameters."""
+        return Backbone(self.vit, self.readouts, self.objective.readout_module)
+
+    def backbone_params(self, state: TrainState) -> PyTree:
+        """Returns the part of a run's state that `backbone` takes."""
+        layers, heads = (state.blocks.params[name] for name in ("layers", "head"))
+        if self.rows != self.readouts:
+            layers = regroup(layers, self.readouts, stacked=2)
+        return {"stem": state.stem.params, "layers": layers, "heads": heads}
+
+
+def run_key(seed: int, name: str) -> jax.Array:
+    """Returns a run's key for one of its parts: init, train, figure, fit."""
+    parts = {"init": 0, "train": 1, "figure": 2, "fit": 3}
+    return jax.random.fold_in(jax.random.key(seed), parts[name])

@@ -1,0 +1,239 @@
+"""A learner on a mesh: where every array lives, and the train step traced and compiled for it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from blockjax.learner.learner import Learner, PyTree
+from blockjax.sharding.memory_spaces import addresses_host_memory, host_memory_kinds
+from blockjax.sharding.mesh import batch_sharding, put_rows
+from blockjax.sharding.rules import state_shardings, warn_once
+from blockjax.strategies import BlockState, HostLoop, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """A train step, compiled.
+
+    Attributes:
+      call: `(state, batch, rng) -> (state, metrics)`, which a run calls in each step.
+      programs: of which it consists: one, or those of a `HostLoop`.
+      traced: what each was compiled from.
+      turns: how often each runs in a step.
+    """
+
+    call: Callable
+    programs: tuple[jax.stages.Compiled, ...]
+    traced: tuple[jax.stages.Traced, ...]
+    turns: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """A learner on a mesh.
+
+    Attributes:
+      learner: the run's functions.
+      mesh: with the axes `data`, `fsdp` and `block`.
+    """
+
+    learner: Learner
+    mesh: Mesh
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """The state's shapes and dtypes, and where every array lives; see `shardings` for errors."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            self.learner.abstract_state(),
+            self.shardings,
+        )
+
+    @functools.cached_property
+    def shardings(self) -> TrainState:
+        """Where every array of the state lives.
+
+        Raises:
+          ValueError: it is to live in host memory, which these devices and processes cannot reach.
+        """
+        shardings = self._on_devices
+        if not self.learner.in_host_memory:
+            return shardings
+        if self.is_looped:
+            host = SingleDeviceSharding(_host_device(self.mesh.devices.flat[0]))
+            return shardings.replace(blocks=jax.tree.map(lambda _: host, shardings.blocks))
+        kinds = host_memory_kinds(self.learner.abstract_state().blocks)
+        return shardings.replace(
+            blocks=jax.tree.map(NamedSharding.with_memory_kind, shardings.blocks, kinds)
+        )
+
+    @functools.cached_property
+    def row_shardings(self) -> BlockState:
+        """Where the arrays of one block's state live on the devices."""
+        return jax.tree.map(
+            lambda of: NamedSharding(self.mesh, PartitionSpec(*of.spec[1:])),
+            self._on_devices.blocks,
+        )
+
+    @functools.cached_property
+    def _on_devices(self):
+        """How the devices share every array of the state that they hold."""
+        return state_shardings(self.learner.abstract_state(), self.mesh)
+
+    @property
+    def is_looped(self) -> bool:
+        """Whether a step is a `HostLoop`: states are to live in host memory, which the devices do not address."""
+        return self.learner.in_host_memory and not addresses_host_memory(self.mesh.devices.flat[0])
+
+    def init_for(self, step: Callable, rng: jax.Array) -> TrainState:
+        """Returns the first state, born where and how a compiled step wants it; the same numbers on every mesh."""
+        return self.init_in(state_formats(step), rng)
+
+    def init_in(self, formats: TrainState, rng: jax.Array) -> TrainState:
+        """Returns the first state, born in shardings or formats."""
+        init, host = jax.jit(self.learner.init), jax.tree.leaves(formats.blocks)[0]
+        if not isinstance(host, SingleDeviceSharding):
+            return jax.jit(self.learner.init, out_shardings=formats)(rng)
+        with jax.default_device(*host.device_set):
+            return jax.device_put(init(jax.device_put(rng, host)), formats)
+
+    def compile(self, batch_size: int) -> CompiledStep:
+        """Compiles the train step.
+
+        Args:
+          batch_size: of all processes together.
+        """
+        if not self.is_looped:
+            traced = self.trace(batch_size)
+            program = traced.lower().compile()
+            return CompiledStep(program, (program,), (traced,), (1,))
+        traced = self.trace_loop(batch_size)
+        programs = tuple(part.lower().compile() for part in traced)
+        rows = self.learner.rows
+        loop = HostLoop(*programs, rows, self.shardings, self.row_shardings)
+        return CompiledStep(loop, programs, traced, (1, rows - 1))
+
+    def trace(self, batch_size: int) -> jax.stages.Traced:
+        """Traces the train step, on shapes only; the state is donated and keeps its sharding.
+
+        `trace(...).lower().compile()` is what a run calls in each step, on a state in the formats that the compiled
+        step asks for (see `state_formats`).
+        """
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        batch, batch_shardings = self._abstract_batch(batch_size)
+        formats = self.shardings
+        if not self.learner.in_host_memory:
+            # XLA chooses the layout of the state: with the default one it may copy whole stacks into another and back.
+            formats = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), formats)
+        step = jax.jit(
+            self.learner.train_step,
+            donate_argnums=0,
+            in_shardings=(formats, batch_shardings, everywhere),
+            out_shardings=(formats, everywhere),
+        )
+        with jax.set_mesh(self.mesh):  # pipelined, and kernels, ask for it
+            return step.trace(self.learner.abstract_state(), batch, _abstract_key())
+
+    def trace_loop(self, batch_size: int) -> tuple[jax.stages.Traced, ...]:
+        """Traces the programs of the first block and of the others, where `is_looped`."""
+        learner, row = self.learner, self.learner.abstract_row()
+        state, of_state = learner.abstract_state(), self._on_devices
+        batch, of_batch = self._abstract_batch(batch_size)
+        of_row = self.row_shardings
+        images, whole = batch_sharding(self.mesh), NamedSharding(self.mesh, PartitionSpec())
+        first = jax.jit(
+            learner.loop[0],
+            donate_argnums=(0, 1),
+            in_shardings=(of_state.stem, of_row, whole, whole, of_batch, whole),
+            out_shardings=(of_state.stem, of_row, images, images, whole),
+        )
+        later = jax.jit(
+            learner.loop[1],
+            donate_argnums=(0, 1),
+            in_shardings=(of_row, images, images, whole, whole, whole),
+            out_shardings=(of_row, images, whole),
+        )
+        key = _abstract_key()
+        with jax.set_mesh(self.mesh):
+            first = first.trace(state.stem, row, state.step, state.fitted, batch, key)
+            _, _, stream, targets, _ = first.out_info
+            return first, later.trace(row, stream, targets, state.step, state.step, key)
+
+    def _abstract_batch(self, batch_size):
+        """Returns the shapes and the shardings of what `place` gives."""
+        batches = self.learner.batches
+        several = () if batches is None else (batches,)
+        batch = self.learner.batch.abstract(*several, batch_size)
+        split = PartitionSpec(*[None for _ in several], *batch_sharding(self.mesh).spec)
+        shardings = dict.fromkeys(batch, NamedSharding(self.mesh, split))
+        if batches is None:
+            return batch, shardings
+        count = jax.ShapeDtypeStruct((), jnp.int32)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return {"batches": batch, "count": count}, {"batches": shardings, "count": everywhere}
+
+    def place(self, batches: Sequence[dict[str, np.ndarray]]) -> PyTree:
+        """Puts host batches on the devices, as the train step takes them.
+
+        Args:
+          batches: this process's rows of each batch, as `Learner.batch` describes them: one batch, or under `pipelined`
+            as many as a train step takes, or fewer.
+        """
+        chosen = [self.learner.batch.chosen(batch) for batch in batches]
+        if self.learner.batches is None:
+            (batch,) = chosen
+            return {name: put_rows(self.mesh, rows) for name, rows in batch.items()}
+        filled = [*chosen, *[chosen[-1]] * (self.learner.batches - len(chosen))]
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        stacked = {name: np.stack([batch[name] for batch in filled]) for name in chosen[0]}
+        return {
+            "batches": {name: put_rows(self.mesh, rows, axis=1) for name, rows in stacked.items()},
+            "count": jax.device_put(np.int32(len(chosen)), everywhere),
+        }
+
+    def encoded(self, batch: PyTree, index: int) -> jax.Array:
+        """Returns, of what `place` gave, the array that the encoder reads, of batch `index` of the step's."""
+        name = self.learner.batch.encoded
+        return batch[name] if self.learner.batches is None else batch["batches"][name][index]
+
+    def readable(self, state: TrainState) -> TrainState:
+        """Returns a state whose parameters programs on the mesh can read: a copy where they are on the CPU backend."""
+        if not self.is_looped:
+            return state
+        params = jax.device_put(state.blocks.params, self._on_devices.blocks.params)
+        return state.replace(blocks=BlockState(params=params, opt_state=None))
+
+
+def state_formats(step: Callable) -> TrainState:
+    """Returns the sharding and the layout in which a compiled step takes each array of the state."""
+    return step.input_formats[0][0]
+
+
+def _abstract_key():
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _host_device(device):
+    """Returns the CPU that keeps states for devices such as this one, and says so in the log."""
+    found = (
+        f"strategy=streamed: {device.device_kind} does not address its host's memory (pinned_host)"
+    )
+    remedy = "set strategy=blockwise, and mesh.fsdp to split states over devices"
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{found}, and keeping states on the CPU instead works with one process only; {remedy}"
+        )
+    try:
+        host = jax.devices("cpu")[0]
+    except RuntimeError as error:
+        raise ValueError(
+            f"{found}, and JAX was told to leave the CPU alone; add cpu to JAX_PLATFORMS, or {remedy}"
+        ) from error
+    warn_once(f"{found}: one program for each block's update, and copies between")
+    return host

@@ -1,0 +1,1 @@
+"""Objectives that mask patches: pixels (MAE) and visual tokens (BEiT)."""

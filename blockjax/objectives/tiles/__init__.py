@@ -1,0 +1,1 @@
+"""Objectives on tiles of an image: jigsaw and context prediction."""

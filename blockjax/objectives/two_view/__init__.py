@@ -1,0 +1,1 @@
+"""Objectives that compare two augmented views of an image."""

@@ -1,0 +1,1 @@
+"""Meshes, how states are split over them, and memory spaces."""

@@ -1,0 +1,90 @@
+"""A run's data: its sources, their classes, and training batches on the devices."""
+
+import ml_collections
+import numpy as np
+
+from blockjax.data.iterator import Groups, TrainIterator
+from blockjax.data.prefetch import DevicePrefetch
+from blockjax.data.sources import open_source
+from blockjax.data.sources.source import Source, fraction_of
+from blockjax.data.train import train_batches
+from blockjax.learner.placement import Placement
+from blockjax.objectives import TASKS
+from blockjax.sharding.mesh import process_rows
+
+
+def open_sources(config: ml_collections.ConfigDict) -> tuple[Source, Source]:
+    """Opens what a resolved config trains on and is tested with.
+
+    Returns:
+      The training set, as far as `data.fraction` goes, and the test set.
+
+    Raises:
+      ValueError: one of them cannot be read.
+    """
+    data = config.data
+    train = open_source(data.source, data.train_split, data.dir)
+    return (
+        fraction_of(train, data.fraction, config.seed),
+        open_source(data.source, data.test_split, data.dir),
+    )
+
+
+def count_classes(config: ml_collections.ConfigDict, train: Source, test: Source) -> int | None:
+    """Returns the classes of a training set, or the config's `classifier.classes`; None where nobody needs them.
+
+    Raises:
+      ValueError: one of the sets has no labels, or there are more classes than the config says.
+    """
+    data, said = config.data, config.classifier.classes
+    if not TASKS[config.objective].takes_labels:
+        return said
+    for source, split in ((train, data.train_split), (test, data.test_split)):
+        if not source.labelled:
+            raise ValueError(
+                f"{data.source} [{split}] has no labels, which objective=classification learns and is tested with; use "
+                "class folders, or data with labels"
+            )
+    names = train.class_names
+    there = len(names) if names is not None else int(train.labels.max()) + 1
+    if said is not None and said < there:
+        raise ValueError(
+            f"classifier.classes={said}, but {data.source} [{data.train_split}] has {there} classes"
+        )
+    return said or there
+
+
+def device_batches(
+    config: ml_collections.ConfigDict, source: Source, placement: Placement, steps: int
+) -> DevicePrefetch:
+    """Returns a run's training batches on the devices, each call's as the train step takes them.
+
+    Args:
+      config: resolved.
+      source: the training set.
+      placement: that of the train step.
+      steps: how many batches there are in all.
+    """
+    rows = process_rows(placement.mesh, config.batch_size)
+    batches, at_once = host_batches(config, source, rows), placement.learner.batches
+    groups = Groups(batches, at_once or 1, steps)
+    return DevicePrefetch(groups, placement.place, size=2 if at_once is None else 1)
+
+
+def host_batches(
+    config: ml_collections.ConfigDict, source: Source, rows: np.ndarray | None = None
+) -> TrainIterator:
+    """Returns the training batches of a resolved config on the host, see `train_batches`."""
+    data = config.data
+    return train_batches(
+        source,
+        batch_size=config.batch_size,
+        image_size=config.model.image_size,
+        seed=config.seed,
+        flip=data.flip,
+        crop_scale=tuple(data.crop_scale),
+        shift=data.shift,
+        workers=data.workers,
+        on_corrupt=data.on_corrupt,
+        rows=rows,
+    )

@@ -1,0 +1,85 @@
+"""The metrics of every step: checked, logged, and what they are signs of."""
+
+import time
+
+import jax
+import numpy as np
+
+from blockjax.probes import collapse
+
+
+class MetricsLog:
+    """Checks the metrics of every step, and writes every so many."""
+
+    def __init__(self, run, writer, progress, start):
+        self._run, self._writer, self._progress = run, writer, progress
+        last = writer.resume_after(start)
+        self._seconds_before = last["seconds"] if last else 0.0
+        self._begin = self._since = self._called = time.perf_counter()
+        self._since_step = start
+        self._warned = set()
+
+    def steps(self, before, done, metrics, monitored):
+        """Takes the metrics of one call, [K] of one step or [n, K] of several, whose time they share equally.
+
+        What was monitored after the last one is logged with the last that is logged.
+        """
+        metrics, monitored = jax.device_get((metrics, monitored))
+        now = time.perf_counter()
+        for step in range(before + 1, done + 1):
+            row = {
+                name: value.reshape(-1, value.shape[-1])[step - before - 1]
+                for name, value in metrics.items()
+            }
+            share = (step - before) / (done - before)
+            is_last = not any(map(self._run.is_logged, range(step + 1, done + 1)))
+            self.step(
+                step, row, monitored if is_last else {}, self._called + share * (now - self._called)
+            )
+        self._called = now
+
+    def step(self, step, metrics, monitored, now):
+        config = self._run.config
+        _check_finite(step, metrics)
+        if not self._run.is_logged(step):
+            return
+        rate = (step - self._since_step) * config.batch_size / max(now - self._since, 1e-9)
+        self._since, self._since_step = now, step
+        row = {
+            "step": step,
+            "examples": step * config.batch_size,
+            "seconds": self._seconds_before + now - self._begin,
+            "images_per_second": rate,
+            "learning_rate": float(self._run.learner.schedule(step - 1)),
+        }
+        # Under end_to_end features are read at K depths, though there is one loss.
+        for name, values in [
+            *sorted(metrics.items(), key=lambda item: item[0] != "loss"),
+            *monitored.items(),
+        ]:
+            row |= {f"block_{k}/{name}": float(value) for k, value in enumerate(values, start=1)}
+        self._writer.write(row.pop("step"), row)
+        self._progress.update(step, metrics["loss"].tolist(), rate)
+        objective, progress = self._run.learner.objective, step / self._run.steps
+        self._warn(step, metrics, lambda own: objective.symptoms(own, progress))
+        self._warn(step, monitored, collapse.symptoms)
+
+    def _warn(self, step, metrics, symptoms):
+        """Says what the metrics of a block are a sign of; once for each block."""
+        for k in range(len(next(iter(metrics.values()), ()))):
+            signs = symptoms({name: float(values[k]) for name, values in metrics.items()})
+            if signs and k not in self._warned:
+                self._warned.add(k)
+                self._progress.print(f"warning: step {step}, block {k + 1}: " + "; ".join(signs))
+
+
+def _check_finite(step, metrics):
+    for name in ("loss", "gradient_norm"):
+        bad = [k for k, value in enumerate(metrics[name], start=1) if not np.isfinite(value)]
+        if bad:
+            blocks = ", ".join(f"block {k}" for k in bad)
+            raise FloatingPointError(
+                f"step {step}: {name.replace('_', ' ')} of {blocks} is {metrics[name][bad[0] - 1]}. The newest "
+                "checkpoint was made before that. Try a smaller optimizer.base_learning_rate, a longer "
+                "optimizer.warmup_steps, optimizer.clip=1.0, or dtype=float32."
+            )

@@ -1,0 +1,272 @@
+"""Opens what was trained: the workdir of a run, a folder that was exported, or another library's weights."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from blockjax import config as config_lib
+from blockjax.learner.build import make_learner
+from blockjax.learner.learner import Learner, run_key
+from blockjax.learner.placement import Placement
+from blockjax.models.backbone import Backbone, head_norm
+from blockjax.models.decoders import SelfAttentionDecoder
+from blockjax.models.vit import ViT
+from blockjax.sharding.mesh import make_mesh
+from blockjax.strategies.state import TrainState
+from blockjax.weights import UnusableWeights, Weights, from_tensors, read_tensors
+from blockjax.workdir.checkpoint import Checkpoints
+
+PyTree = Any
+OWN_FORMAT = "blockjax"  # of config.json beside weights in this package's own names
+# The fields of ViT that a file says; the others are how it is run.
+SAVED_FIELDS = (
+    *("image_size", "patch_size", "width", "depth", "heads", "mlp_ratio", "learned_positions"),
+    "norm_epsilon",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as it stands in its workdir.
+
+    Attributes:
+      workdir: its folder.
+      config: as it was resolved; strategy and mesh are those by which it is read here.
+      learner: its functions.
+      state: that of its newest checkpoint.
+      step: of that checkpoint.
+    """
+
+    workdir: Path
+    config: ml_collections.ConfigDict
+    learner: Learner
+    state: TrainState
+    step: int
+
+    @property
+    def backbone(self) -> Backbone:
+        """The encoder, read after each of its blocks."""
+        return self.learner.backbone
+
+    @property
+    def params(self) -> PyTree:
+        """The parameters that `backbone` takes."""
+        return self.learner.backbone_params(self.state)
+
+    @functools.cached_property
+    def untrained(self) -> PyTree:
+        """The parameters that `backbone` takes, as they were before the first step."""
+        placement = Placement(self.learner, self.state.step.sharding.mesh)
+        state = placement.init_in(placement.shardings, run_key(self.config.seed, "init"))
+        return self.learner.backbone_params(placement.readable(state))
+
+    def weights(self, blocks: int | None = None) -> Weights:
+        """Returns the encoder that ends with block `blocks`, with its decoder if that is MAE's own; on the host.
+
+        The LayerNorm at its end is that with which the block's head begins. End to end only the last depth has a head:
+        the others' LayerNorm neither scales nor shifts.
+
+        Raises:
+          ValueError: there is no such block.
+        """
+        backbone, params = self.backbone, self.params
+        blocks = _checked_blocks(blocks, backbone.blocks, f"the run in {self.workdir}")
+        vit = dataclasses.replace(
+            backbone.vit,
+            depth=backbone.vit.depth // backbone.blocks * blocks,
+            mask_token=False,
+            freeze_embedding=False,
+            remat="none",
+            unroll=1,
+        )
+        layers = jax.tree.map(
+            lambda leaf: np.asarray(leaf[:blocks]).reshape(vit.depth, *leaf.shape[2:]),
+            params["layers"],
+        )
+        stem = jax.tree.map(np.asarray, params["stem"])
+        stem.pop("mask_token", None)
+        rows = len(jax.tree.leaves(params["heads"])[0])
+        head, decoder = {}, None
+        if rows == backbone.blocks or blocks == backbone.blocks:
+            row = blocks - 1 if rows == backbone.blocks else 0
+            head = jax.tree.map(lambda leaf: np.asarray(leaf[row]), params["heads"])
+            decoder = self.learner.objective.decoder
+        norm = head_norm(head) or _plain_norm(vit.width)
+        if not isinstance(decoder, SelfAttentionDecoder):
+            return Weights(vit, {"stem": stem, "layers": layers, "norm": norm})
+        own = {name: value for name, value in head.items() if name != "norm"}
+        decoder = dataclasses.replace(decoder, remat="none")
+        return Weights(vit, {"stem": stem, "layers": layers, "norm": norm}, decoder, own)
+
+
+def open_run(workdir: str | os.PathLike) -> Run:
+    """Opens the newest checkpoint of a run, on all devices of this machine.
+
+    Raises:
+      ValueError: the folder holds no run, or none that can be read.
+    """
+    workdir = Path(workdir)
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"--workdir {workdir} holds no run: there is no config.json; give the folder that training wrote"
+        )
+    try:
+        config = config_lib.from_json(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    # The checkpoint is the same; only reading is done here, and what was streamed may need it.
+    if config.strategy == "pipelined":
+        config.strategy = "blockwise"
+    devices = jax.device_count()
+    config.mesh.data, config.mesh.fsdp, config.mesh.block = devices, 1, 1
+    learner = make_learner(config, max(1, config.steps or 1))
+    placement = Placement(learner, make_mesh((devices, 1, 1)))
+    with contextlib.closing(
+        Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    ) as checkpoints:
+        restored = checkpoints.restore_newest(placement.abstract_state)
+    if restored is None:
+        raise ValueError(f"--workdir {workdir} has no checkpoint yet; train first")
+    step, state, _ = restored
+    return Run(workdir, config, learner, placement.readable(state), step)
+
+
+def is_run(path: str | os.PathLike) -> bool:
+    """Whether a path is the workdir of a run (and not a folder or a file of weights)."""
+    return any((Path(path) / name).exists() for name in ("checkpoints", "metrics.jsonl"))
+
+
+def open_weights(path: str | os.PathLike, blocks: int | None = None, **options: Any) -> Weights:
+    """Opens an encoder: the first blocks of a run, an exported folder, or weights of another library.
+
+    Args:
+      path: a workdir; a folder with weights; or a file of them.
+      blocks: how many of a run's blocks; default all. Weights are one piece and taken whole.
+      **options: for weights, `heads`, `decoder_heads`, `norm_epsilon`, `channel_mean` and `channel_std` of
+        `from_tensors`, where the files do not say them.
+
+    Raises:
+      ValueError: there is nothing of the kind, or it cannot be used.
+    """
+    path = Path(path)
+    if is_run(path):
+        return open_run(path).weights(blocks)
+    if blocks is not None:
+        raise ValueError(f"{path} is no run but one encoder: it has no blocks to choose")
+    tensors = read_tensors(path)
+    said = _said_beside(path)
+    if said.get("format") == OWN_FORMAT:
+        return _from_own(tensors, said, path)
+    return from_tensors(tensors, source=str(path), **{**_options(said), **options})
+
+
+def load(path: str | os.PathLike, blocks: int | None = None) -> tuple[Backbone, PyTree]:
+    """Opens an encoder for use.
+
+    `features, params = blockjax.load("runs/quickstart", blocks=3)`, and then `features(params, images)`.
+
+    Args:
+      path: the workdir of a run, a folder or a file of weights.
+      blocks: how many of a run's blocks; default all.
+
+    Returns:
+      `features`, a pure function `features(params, images, readout="mean")`, see `Backbone.__call__`; and `params`.
+
+    Raises:
+      ValueError: there is nothing of the kind, or it cannot be used.
+    """
+    weights = open_weights(path, blocks)
+    params = jax.tree.map(jax.numpy.asarray, weights.params)
+    norm, layers = jax.tree.map(lambda leaf: leaf[None], (params["norm"], params["layers"]))
+    return Backbone(weights.vit, 1), {
+        "stem": params["stem"],
+        "layers": layers,
+        "heads": {"norm": norm},
+    }
+
+
+def own_tensors(weights: Weights) -> dict[str, np.ndarray]:
+    """Returns an encoder's parameters by this package's own names, layers stacked."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(weights.params)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
+        for path, leaf in flat
+    }
+
+
+def _from_own(tensors, said, path):
+    try:
+        vit = ViT(**{name: said["vit"][name] for name in SAVED_FIELDS})
+    except (KeyError, TypeError) as error:
+        raise UnusableWeights(
+            f"{path}: config.json does not describe an encoder: {error}"
+        ) from error
+    shapes = {
+        "stem": jax.eval_shape(vit.init_stem, jax.random.key(0)),
+        "layers": jax.eval_shape(lambda key: vit.init_block(key, 0, 1), jax.random.key(0)),
+        "norm": jax.eval_shape(lambda: _plain_norm(vit.width)),
+    }
+    flat, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+    leaves = []
+    for leaf_path, leaf in flat:
+        name = jax.tree_util.keystr(leaf_path, simple=True, separator=".")
+        found = tensors.pop(name, None)
+        if found is None or found.shape != leaf.shape:
+            what = "absent" if found is None else f"of shape {found.shape}"
+            raise UnusableWeights(
+                f"{path}: tensor {name} is {what}; the encoder in config.json asks for {leaf.shape}"
+            )
+        leaves.append(found)
+    if tensors:
+        raise UnusableWeights(
+            f"{path} has tensors that belong to no encoder: {next(iter(tensors))}"
+        )
+    return Weights(vit, jax.tree_util.tree_unflatten(treedef, leaves))
+
+
+def _said_beside(path):
+    """Returns config.json and preprocessor_config.json beside weights, as far as there are such files."""
+    folder = path if path.is_dir() else path.parent
+    said = {}
+    for name in ("config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            try:
+                found = json.loads((folder / name).read_text())
+            except ValueError as error:
+                raise UnusableWeights(f"{folder / name} cannot be read: {error}") from error
+            said |= found if isinstance(found, dict) else {}
+    return said
+
+
+def _options(said):
+    """Returns what the config files of transformers and timm say that tensors do not."""
+    pretrained = said.get("pretrained_cfg", {})
+    arguments = said.get("model_args", {})
+    options = {
+        "heads": said.get("num_attention_heads", arguments.get("num_heads")),
+        "decoder_heads": said.get("decoder_num_attention_heads"),
+        "norm_epsilon": said.get("layer_norm_eps"),
+        "channel_mean": said.get("image_mean", pretrained.get("mean")),
+        "channel_std": said.get("image_std", pretrained.get("std")),
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _checked_blocks(blocks, there, what):
+    blocks = there if blocks is None else blocks
+    if not 1 <= blocks <= there:
+        raise ValueError(f"{blocks} blocks: {what} has {there}; give 1 to {there}")
+    return blocks
+
+
+def _plain_norm(width):
+    return {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)}

@@ -1,0 +1,94 @@
+"""`python -m blockjax.benchmark`: its tables hold what was measured."""
+
+import re
+
+import pytest
+
+from blockjax.benchmark import __main__, probes, steps
+from tests.tiny import tiny_config
+
+
+def rows(text):
+    """Returns the numbers of each row of the table, by its first column."""
+    found = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in re.split("[│|]", line)]
+        if len(cells) > 3:
+            found[cells[1]] = cells[2:-1]
+    return found
+
+
+@pytest.mark.slow
+def test_step_times_are_ratios_to_the_first(capsys):
+    steps.step(tiny_config(**{"mesh.data": -1}), 2, ["blockwise", "end_to_end"])
+    table = rows(capsys.readouterr().out)
+    (first, one, _), (second, ratio, _) = table["blockwise"], table["end_to_end"]
+    assert float(one) == 1.0
+    # The shown milliseconds are rounded.
+    assert float(ratio) == pytest.approx(int(second) / int(first), rel=1.5 / int(first) + 0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["simclr", "beit"])  # with views, and with something fitted
+def test_what_preparation_takes_of_a_step(objective, capsys):
+    config = tiny_config(
+        objective=objective, **{"mesh.data": -1, "mask.ratio": None, "tokenizer.codes": 6}
+    )
+    steps.preparation(config, 2)
+    ((made, (whole, share)),) = [
+        item for item in rows(capsys.readouterr().out).items() if item[0][0].isdigit()
+    ]
+    assert float(share.rstrip("%")) == pytest.approx(100 * float(made) / float(whole), rel=0.1)
+
+
+@pytest.mark.slow
+def test_the_pipeline_beside_the_step(capsys):
+    steps.pipeline(tiny_config(**{"mesh.data": -1}), 1)
+    ((made, (taken, ratio)),) = [
+        item for item in rows(capsys.readouterr().out).items() if item[0].isdigit()
+    ]
+    assert float(ratio) == pytest.approx(int(made) / int(taken), rel=0.05)
+
+
+@pytest.mark.slow
+def test_what_the_loss_moves(capsys):
+    __main__.kernel(["local"], ["patch6"], ["bfloat16, uint8"])
+    printed = capsys.readouterr().out
+    for part in ("loss", "gradient", "head"):
+        for implementation in ("xla", "xla, rows first", "pallas"):  # on a CPU all are XLA
+            assert f"local: patch6, bfloat16, uint8, {part}, {implementation}\n" in printed
+    table = [line for line in printed.splitlines() if re.match("[│|] patch6", line)]
+    assert len(table) == 9
+    least = 512 * 27 * 108 * 3 / 1e6  # predictions in bfloat16 and targets
+    cells = [cell.strip() for cell in re.split("[│|]", table[0])]
+    moved, ratio = [float(cell) for cell in cells if re.fullmatch(r"[\d.]+", cell)][:2]
+    assert moved / least == pytest.approx(ratio, rel=0.02)
+
+
+def test_unknown_shapes_and_targets_are_named():
+    for target, shape, message in (("local", "b17", "'b17' is unknown"), ("h99", "b16", "'h99'")):
+        with pytest.raises(ValueError, match=message):
+            __main__.kernel([target], [shape], ["bfloat16, uint8"])
+
+
+def test_bad_arguments_are_one_sentence(monkeypatch):
+    for arguments, message in (
+        (["--config", "nowhere.py"], "nowhere.py: there is no such file"),
+        (["--strategies", "blockwise+rematt"], "option 'rematt' is unknown"),
+    ):
+        monkeypatch.setattr("sys.argv", ["benchmark", "step", *arguments])
+        with pytest.raises(SystemExit, match=message):
+            __main__.main()
+
+
+@pytest.mark.slow
+def test_probes_beside_scikit_learn(capsys):
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    probes.probes(1000, 16, tests=500, classes=4)
+    table = rows(capsys.readouterr().out)
+    names = [name for name in table if name.startswith(("kNN", "linear"))]
+    assert len(names) == 6
+    for name in names:
+        ours, theirs, *_, ratio = map(float, table[name])
+        assert ours == pytest.approx(theirs, abs=0.02) and 0.3 < ours < 1.0
+        assert ratio > 0
