@@ -9,10 +9,15 @@ Arguments, with their defaults: model=b16 (ti, s, b, l, h and the patch size), s
 data=tfds:imagenet2012, batch=4096, epochs=800, decoder=cross_attention (self_attention is MAE's own: 8 layers of width
 512 that decode every masked patch; in block-wise training each block owns such a decoder).
 
-Hyperparameters: He et al., arXiv 2111.06377, table 8: AdamW (0.9, 0.95), base learning rate 1.5e-4 for 256
-images, weight decay 0.05, 5 % warm-up, cosine decay, 75 % masked, normalised pixels, random resized crops and flips.
-The light decoder is CrossMAE's (arXiv 2401.14391): one cross-attention layer, and a third of the masked patches
-decoded in each step.
+Source: He et al., arXiv 2111.06377, table 8, and facebookresearch/mae, PRETRAIN.md and main_pretrain.py: AdamW
+(0.9, 0.95), base learning rate 1.5e-4 for 256 images, batch 4096, weight decay 0.05, 40 of 800 epochs warm-up, cosine
+decay, 75 % masked, normalised pixels, crops of at least 0.2 of the area, flips.
+
+Deviations: a decoder for each block, and a light one, of the kind of CrossMAE's (arXiv 2401.14391; a third of the
+masked patches decoded in each step, as in TonyLianLong/CrossMAE, README.md), of one layer 192 wide where CrossMAE has
+12; decoder=self_attention has MAE's. Of BIM (arXiv 2311.17218) only the idea is taken, not its decoders, nor how many
+patches it masks from block to block: all blocks see the same ones, but with --config.mask.schedule. Crops are bilinear,
+not bicubic.
 """
 
 import re

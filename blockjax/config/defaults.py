@@ -126,9 +126,9 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.base_learning_rate = 1.5e-4  # for 256 images; scaled with the batch size
-    optimizer.warmup_steps = config_dict.placeholder(
-        int
-    )  # default: 5 % of the steps, MAE's 40 of 800 epochs
+    # Length of the warm-up; the steps count where both are given. Default: 5 % of the steps, MAE's 40 of 800 epochs.
+    optimizer.warmup_steps = config_dict.placeholder(int)
+    optimizer.warmup_share = config_dict.placeholder(float)  # of the steps
     optimizer.weight_decay = 0.05
     optimizer.b1 = 0.9
     optimizer.b2 = 0.95

@@ -19,7 +19,13 @@ def recipe(argument: str | None, objective: str, **imagenet: float) -> ml_collec
         `data=`, `batch=`, `epochs=`, `steps=`. Without any, the small recipe: four blocks of one layer on the embedded
         images, for a CPU. With `model=` (s16, b16, ...) the one for ImageNet.
       objective: its name.
-      **imagenet: `batch`, `epochs`, `base_learning_rate` and `weight_decay` of the ImageNet recipe.
+      **imagenet: `batch`, `epochs`, `warmup_epochs`, `base_learning_rate` (for 256 images), `weight_decay` and `b2` of
+        the ImageNet recipe, and `least_crop`, the least share of an image's area that a crop has (default: MAE's 0.2).
+        A run that is made shorter or longer warms up for the same share of it.
+
+    Whatever the source has, in all ImageNet recipes matrices decay and nothing else; the learning rate starts and ends
+    at 0; images are resampled bilinearly; every block has a head of its own. Views and tiles are cut from an image's
+    centred square at the encoder's image size, not from the whole image.
 
     Raises:
       ValueError: the argument cannot be read.
@@ -85,6 +91,8 @@ def _imagenet(given, recipe):
         config.data.test_split = "validation"
     config.data.workers = 8
 
-    config.optimizer.base_learning_rate = recipe["base_learning_rate"]
-    config.optimizer.weight_decay = recipe["weight_decay"]
+    config.data.crop_scale = (recipe.get("least_crop", 0.2), 1.0)
+    for name in ("base_learning_rate", "weight_decay", "b2"):
+        config.optimizer[name] = recipe[name]
+    config.optimizer.warmup_share = recipe["warmup_epochs"] / recipe["epochs"]
     return config

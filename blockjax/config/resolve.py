@@ -110,11 +110,17 @@ def total_steps(config: ml_collections.ConfigDict, examples: int) -> int:
 def fill_lengths(config: ml_collections.ConfigDict, steps: int) -> None:
     """Fills in the lengths that follow from the number of steps: warm-up, momentum's and checkpoint interval.
 
+    A warm-up that is given as a share becomes steps, so that a filled-in config says one thing only; steps that
+    are given count before the share that a recipe has.
+
     Raises:
       ValueError: the warm-up is as long as the run or longer.
     """
-    if config.optimizer.warmup_steps is None:
-        config.optimizer.warmup_steps = steps // 20
+    optimizer = config.optimizer
+    if optimizer.warmup_steps is None:
+        share = optimizer.warmup_share
+        optimizer.warmup_steps = steps // 20 if share is None else round(share * steps)
+    optimizer.warmup_share = None
     if not 0 <= config.optimizer.warmup_steps < max(1, steps):
         raise ValueError(
             f"optimizer.warmup_steps {config.optimizer.warmup_steps} must be shorter than the run of {steps} steps"
@@ -212,6 +218,9 @@ def _check_numbers(config):
     ):
         if not 0 < value <= 1:
             raise ValueError(f"{name} must be above 0 and at most 1, not {value:g}")
+    share = config.optimizer.warmup_share
+    if share is not None and not 0 <= share < 1:
+        raise ValueError(f"optimizer.warmup_share must be from 0 to below 1, not {share:g}")
     if config.tune_blocks is not None and config.objective != "classification":
         raise ValueError(
             f"tune_blocks={config.tune_blocks} is of objective=classification, not of {config.objective}"

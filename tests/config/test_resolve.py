@@ -147,6 +147,22 @@ def test_steps_from_epochs_and_data():
         config_lib.fill_lengths(config, 20)
 
 
+def test_a_warmup_may_be_a_share_of_the_run_which_becomes_steps():
+    config = resolve(tiny_config(**{"optimizer.warmup_steps": None, "optimizer.warmup_share": 0.3}))
+    config_lib.fill_lengths(config, 20)
+    assert (config.optimizer.warmup_steps, config.optimizer.warmup_share) == (6, None)
+    # What a workdir saves can be read and resolved again.
+    again = resolve(config_lib.from_json(config_lib.to_json(config)))
+    config_lib.fill_lengths(again, 20)
+    assert again.optimizer.warmup_steps == 6
+    said = resolve(tiny_config(**{"optimizer.warmup_steps": 5, "optimizer.warmup_share": 0.3}))
+    config_lib.fill_lengths(said, 20)
+    assert said.optimizer.warmup_steps == 5
+    fields = {"optimizer.warmup_steps": None, "optimizer.warmup_share": 1.0}
+    with pytest.raises(ValueError, match=r"warmup_share must be from 0 to below 1, not 1"):
+        resolve(tiny_config(**fields))
+
+
 def test_differences_name_fields_and_leave_free_ones():
     a, b = resolve(tiny_config()), resolve(tiny_config())
     b.model.depth, b.log.every, b.checkpoint.keep, b.data.dir = 8, 99, 7, "/elsewhere"
@@ -196,43 +212,6 @@ def test_bim_refuses_unknown_models():
         load_config("configs/bim.py:model=xxl7")
     with pytest.raises(ValueError, match="there is no such file"):
         load_config("configs/none.py")
-
-
-REMAT, CUT = {"remat": "layer"}, {"remat": "layer", "microbatches": 16}
-WHOLE = {**CUT, "strategy": "blockwise", "blocks": 4}
-HOST = {**WHOLE, "strategy": "streamed"}
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        (
-            {"strategy": "end_to_end", "batch_size": 64},
-            [REMAT, {**REMAT, "microbatches": 4}, CUT, WHOLE, HOST,
-             {**HOST, "batch_size": 16}, {**HOST, "microbatches": 4, "batch_size": 4}],
-        ),
-        (  # What is done already is not proposed; batches divide over 2 devices and the microbatches.
-            {"remat": "layer", "blocks": 4, "microbatches": 4, "batch_size": 48, "mesh.data": -1},
-            [{"strategy": "streamed"},
-             {"strategy": "streamed", "microbatches": 2, "batch_size": 12},
-             {"strategy": "streamed", "microbatches": 1, "batch_size": 2}],
-        ),
-        (  # States are spread already, and must stay so.
-            {"remat": "layer", "blocks": 2, "batch_size": 2, "strategy": "pipelined", "mesh.block": 2},
-            [{"blocks": 4}],
-        ),
-    ],
-)  # fmt: skip
-def test_frugal_changes_are_valid_configs_that_leave_the_most_alone_first(fields, expected):
-    devices = 2 if fields.keys() & {"mesh.data", "mesh.block"} else 1
-    config = config_lib.resolve(tiny_config(**fields), devices=devices, platform="cpu")
-    changes = config_lib.frugal_changes(config, devices)
-    assert changes == expected
-    for change in changes:
-        changed = config.copy_and_resolve_references()
-        for field, value in change.items():
-            config_lib.set_field(changed, field, value)
-        config_lib.resolve(changed, devices=devices, platform="cpu")
 
 
 def test_fields_younger_than_a_saved_run_are_its_defaults():
