@@ -6,12 +6,23 @@ import jax
 import numpy as np
 
 from blockjax.probes import collapse
+from blockjax.report.progress import Progress
+from blockjax.training.setup import Setup
+from blockjax.workdir.metrics import Writer
 
 
 class MetricsLog:
     """Checks the metrics of every step, and writes every so many."""
 
-    def __init__(self, run, writer, progress, start):
+    def __init__(self, run: Setup, writer: Writer, progress: Progress, start: int):
+        """Drops what the files say of steps after `start`, from which the run goes on.
+
+        Args:
+          run: says which steps are logged.
+          writer: of metrics.jsonl and events.
+          progress: on the screen.
+          start: steps done before.
+        """
         self._run, self._writer, self._progress = run, writer, progress
         last = writer.resume_after(start)
         self._seconds_before = last["seconds"] if last else 0.0

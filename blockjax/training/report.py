@@ -1,6 +1,6 @@
 """What a run says: its plan before it trains; probes, pictures and a summary after."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,14 +12,12 @@ from blockjax.probes.probe import probe_blocks
 from blockjax.report import figures
 from blockjax.report.table import render_table
 from blockjax.strategies import TrainState
+from blockjax.training.setup import Setup
 from blockjax.workdir.files import write_bytes_atomic, write_json_atomic
 from blockjax.workdir.metrics import read_metrics
 
-if TYPE_CHECKING:
-    from blockjax.training.run import Training
 
-
-def plan(run: "Training") -> str:
+def plan(run: Setup) -> str:
     """Returns what a run is going to do: data, devices, start, and parameters of each block."""
     config, learner, abstract = run.config, run.learner, run.abstract_state
     stem = _count(abstract.stem.params)
@@ -39,7 +37,7 @@ def plan(run: "Training") -> str:
     )
 
 
-def report(run: "Training", state: TrainState) -> dict[str, Any]:
+def report(run: Setup, state: TrainState) -> dict[str, Any]:
     """Probes and draws what was trained, and writes summary.json.
 
     Args:

@@ -2,32 +2,24 @@
 
 import collections
 import contextlib
-import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from blockjax import config as config_lib
 from blockjax.data.evaluation import evaluation_images
-from blockjax.learner.build import make_learner
-from blockjax.learner.learner import run_key
-from blockjax.learner.placement import Placement, state_formats
+from blockjax.learner.placement import state_formats
 from blockjax.memory.frugal import what_fits
 from blockjax.memory.profiles import MIB, DoesNotFit, compile_step
 from blockjax.probes import collapse
 from blockjax.report.progress import Progress
-from blockjax.sharding.mesh import make_mesh, mesh_shape
-from blockjax.training.claim import claim_workdir
-from blockjax.training.data import count_classes, device_batches, open_sources
+from blockjax.training.data import device_batches
 from blockjax.training.log import MetricsLog
 from blockjax.training.report import plan, report
+from blockjax.training.setup import Setup
 from blockjax.training.signals import caught_signals
-from blockjax.weights.start import fitted_params, start_of
 from blockjax.workdir.checkpoint import Checkpoints
 from blockjax.workdir.metrics import Writer
 from blockjax.xla.targets import local_limit
@@ -37,38 +29,8 @@ class Interrupted(Exception):
     """Training was stopped by a signal, after a checkpoint was written."""
 
 
-class Training:
-    """A run: made from a config and a workdir, with everything checked before anything is compiled."""
-
-    def __init__(self, config: ml_collections.ConfigDict, workdir: str | os.PathLike):
-        """Checks the config, opens the data and claims the workdir.
-
-        Args:
-          config: as a config file returns it, with the command line's changes.
-          workdir: folder for all that the run writes; a run that was stopped there goes on.
-
-        Raises:
-          ValueError: the config, the data or the workdir cannot be used; says what to change.
-        """
-        config, backbone = start_of(config)
-        self.config = config_lib.resolve(
-            config, devices=jax.device_count(), platform=jax.default_backend()
-        )
-        self.train_source, self.test_source = open_sources(self.config)
-        self.config.classifier.classes = count_classes(
-            self.config, self.train_source, self.test_source
-        )
-        self.steps = config_lib.total_steps(self.config, len(self.train_source))
-        config_lib.fill_lengths(self.config, self.steps)
-        self.workdir = claim_workdir(Path(workdir), self.config)
-        self.mesh = make_mesh(mesh_shape(self.config.mesh, jax.device_count()))
-        self.learner = make_learner(self.config, self.steps)
-        self.placement = Placement(self.learner, self.mesh)
-        self.abstract_state = self.placement.abstract_state
-        self.backbone = None
-        if backbone is not None:
-            self.backbone = fitted_params(backbone, self.learner.vit, config.backbone)
-        self.is_first_process = jax.process_index() == 0
+class Training(Setup):
+    """A run from its config and workdir to its summary."""
 
     def run(self) -> dict[str, Any]:
         """Trains, or goes on where a checkpoint of this workdir stands; then probes, draws and reports.
@@ -117,15 +79,6 @@ class Training:
         return what_fits(
             self.config, self.mesh, self.steps, limit, lambda text: self.print(f"{'':12}{text}")
         )
-
-    def key(self, name: str) -> jax.Array:
-        """Returns the run's key for one of its parts, see `run_key`."""
-        return run_key(self.config.seed, name)
-
-    def print(self, text: str) -> None:
-        """Prints what a person should read, once among all processes."""
-        if self.is_first_process:
-            print(text, flush=True)
 
     def _train(self, start, state, data_state, checkpoints):
         """Trains from a restored state, or from a new one if that is None, and returns the last."""
@@ -191,10 +144,6 @@ class Training:
         )
         fitted = objective.fit(self.key("fit"), images)
         return state.replace(fitted=jax.device_put(fitted, state.fitted.format))
-
-    def is_logged(self, step: int) -> bool:
-        """Whether metrics.jsonl has a row for this step."""
-        return step % self.config.log.every == 0 or step in (1, self.steps)
 
     def _monitored(self, before, done, state, batch):
         """Returns how features differ after these steps, {name: [K]}; {} where nobody looks."""
