@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from blockjax.data.decode import CorruptImage
 from blockjax.data.evaluation import evaluation_batches, evaluation_images
 from blockjax.data.sources import KINDS, open_source
-from blockjax.models.backbone import READOUTS, Backbone, head_norm
+from blockjax.models.backbone import FEATURE_READOUTS, Backbone, head_norm
 from blockjax.probes import collapse
 from blockjax.probes import probe as probe_lib
 from blockjax.probes.features import BATCH, Features, read_features
@@ -61,7 +61,9 @@ def main() -> None:
         default="knn,linear,few_shot",
         help=f"of {', '.join(probe_lib.PROBES)} (default: %(default)s)",
     )
-    add("--readouts", default="all", help=f"of {', '.join(READOUTS)} (default: %(default)s)")
+    add(
+        "--readouts", default="all", help=f"of {', '.join(FEATURE_READOUTS)} (default: %(default)s)"
+    )
     add("--pool", type=int, help="side of the grid of the readout grid (default: the run's)")
     add("--train_examples", type=int, help="at most so many (default: all)")
     add("--test_examples", type=int, help="at most so many (default: all)")
@@ -111,9 +113,9 @@ def evaluate(
     subject = _Subject.of(workdir)
     names = _chosen("--probes", probes, probe_lib.PROBES)
     at = _depths(blocks, subject.backbone.blocks)
-    known = READOUTS
+    known = FEATURE_READOUTS
     if head_norm(subject.params["heads"]) is None:  # a classifier's head begins with a mean
-        known = tuple(name for name in READOUTS if name != "own")
+        known = tuple(name for name in FEATURE_READOUTS if name != "own")
     kinds = _chosen("--readouts", ",".join(known) if readouts == "all" else readouts, known)
     settings = subject.settings
     spec = data or settings.get("source")

@@ -9,7 +9,7 @@ import numpy as np
 
 from blockjax.config.variants import vary
 from blockjax.data.sources import open_source
-from blockjax.memory.profiles import MIB, compile_step, prepare
+from blockjax.memory.profiles import MIB, compile_step, place_config
 from blockjax.report.table import render_table
 from blockjax.training.data import host_batches
 
@@ -62,7 +62,7 @@ def preparation(config: ml_collections.ConfigDict, rounds: int) -> None:
 
 def pipeline(config: ml_collections.ConfigDict, rounds: int) -> None:
     """Prints how many images per second the host makes, and how many the train step takes."""
-    resolved = prepare(config, jax.devices())[1]
+    resolved = place_config(config, jax.devices())[1]
     data = resolved.data
     batches = host_batches(resolved, open_source(data.source, data.train_split, data.dir))
     count = 20 * rounds
@@ -84,7 +84,7 @@ class _Runner:
     """A compiled train step with its state, on one random batch."""
 
     def __init__(self, config):
-        placement, config = prepare(config, jax.devices())
+        placement, config = place_config(config, jax.devices())
         learner = placement.learner
         self._step, profile = compile_step(placement, config.batch_size)
         self.temp = profile.temp

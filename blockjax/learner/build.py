@@ -96,7 +96,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
             model.image_size, config.classifier.classes if objective.takes_labels else None
         ),
         rows=rows,
-        readouts=config.blocks,
+        depths=config.blocks,
         optimizer=optimizer,
         schedule=schedule,
         train_step=train_step,

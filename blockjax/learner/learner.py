@@ -29,7 +29,7 @@ class Learner:
       objective: the pretext task.
       batch: what a batch holds.
       rows: gradient-isolated blocks: K, or 1 when the strategy is `end_to_end`.
-      readouts: depths at which features are read, K under every strategy.
+      depths: how many there are at which features are read, K under every strategy.
       optimizer: of each block.
       schedule: step -> learning rate.
       train_step: `(state, batch, rng) -> (state, metrics)`.
@@ -42,7 +42,7 @@ class Learner:
     objective: Objective
     batch: BatchSpec
     rows: int
-    readouts: int
+    depths: int
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     train_step: Any
@@ -131,13 +131,13 @@ class Learner:
     @property
     def backbone(self) -> Backbone:
         """The encoder alone; `backbone_params` gives its parameters."""
-        return Backbone(self.vit, self.readouts, self.objective.readout_module)
+        return Backbone(self.vit, self.depths, self.objective.readout_module)
 
     def backbone_params(self, state: TrainState) -> PyTree:
         """Returns the part of a run's state that `backbone` takes."""
         layers, heads = (state.blocks.params[name] for name in ("layers", "head"))
-        if self.rows != self.readouts:
-            layers = regroup(layers, self.readouts, stacked=2)
+        if self.rows != self.depths:
+            layers = regroup(layers, self.depths, stacked=2)
         return {"stem": state.stem.params, "layers": layers, "heads": heads}
 
 

@@ -13,7 +13,7 @@ import jax
 import ml_collections
 
 from blockjax import config as config_lib
-from blockjax.memory.profiles import DoesNotFit, MemoryProfile, compile_step, prepare
+from blockjax.memory.profiles import DoesNotFit, MemoryProfile, compile_step, place_config
 from blockjax.xla.buffers import Breakdown, read_breakdown
 from blockjax.xla.targets import local_limit, parse_target
 
@@ -48,7 +48,7 @@ def profile(config: ml_collections.ConfigDict, target: str = "local") -> MemoryP
     """
     if parse_target(target).kind != "local":
         return run_job(config, target).profile
-    placement, config = prepare(config, jax.devices())
+    placement, config = place_config(config, jax.devices())
     return compile_step(placement, config.batch_size, local_limit(jax.devices()[0]))[1]
 
 

@@ -120,7 +120,7 @@ class MemoryProfile:
         return f"<table><tr><th></th><th>MiB per device</th></tr>{rows}</table>"
 
 
-def prepare(
+def place_config(
     config: ml_collections.ConfigDict, devices: list[jax.Device]
 ) -> tuple[Placement, ml_collections.ConfigDict]:
     """Returns a config's learner on the given devices, and the config with its defaults filled in.

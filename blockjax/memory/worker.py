@@ -9,7 +9,7 @@ import jax
 import ml_collections
 from jax.sharding import NamedSharding, PartitionSpec
 
-from blockjax.memory.profiles import DoesNotFit, compile_step, prepare
+from blockjax.memory.profiles import DoesNotFit, compile_step, place_config
 from blockjax.workdir.files import write_json_atomic
 from blockjax.xla.targets import local_limit, parse_target
 
@@ -20,7 +20,7 @@ def work(job: dict) -> dict:
     """Compiles, and runs if asked to; see `run_job` for both dictionaries."""
     target = parse_target(job["target"])
     devices = target.devices()
-    placement, config = prepare(ml_collections.ConfigDict(job["config"]), devices)
+    placement, config = place_config(ml_collections.ConfigDict(job["config"]), devices)
     limit = target.limit if target.limit is not None else local_limit(devices[0])
     compiled, profile = compile_step(placement, config.batch_size, limit)
     return {

@@ -15,7 +15,7 @@ from blockjax.sharding.memory_spaces import to_device
 PyTree = Any
 
 CALL_READOUTS = ("mean", "cls", "patches")
-READOUTS = ("grid", "mean", "cls", "own")
+FEATURE_READOUTS = ("grid", "mean", "cls", "own")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ def accuracies(
         predicted = jax.device_get(found)[:, : len(images)]
         right = right + (predicted == labels[None]).sum(axis=1)
         total += len(images)
-    first = learner.readouts - len(right) + 1
+    first = learner.depths - len(right) + 1
     return [
         {"features": f"block_{k}", "top_1": float(count / total)}
         for k, count in enumerate(right, start=first)

@@ -57,7 +57,7 @@ def read_features(
       params: its parameters, wherever they are on the mesh.
       batches: images, uint8 [B, H, W, 3], B at most 250, and labels [B] or None.
       total: at least as many as images will come.
-      readouts: names in `blockjax.backbone.READOUTS`.
+      readouts: names in `blockjax.models.backbone.FEATURE_READOUTS`.
       depths: from 1; default all.
       pool: side of the grid of the readout "grid".
       mesh: over whose devices images are split; None for one device.
