@@ -1,9 +1,9 @@
 """Fills in what a config leaves open, and checks all that can be checked before anything is compiled."""
 
-import difflib
-
 import ml_collections
 
+from blockjax.checks import did_you_mean, divisors, one_of
+from blockjax.config.bounds import check_numbers
 from blockjax.config.defaults import DTYPES, REMATS, STRATEGIES, default_config
 from blockjax.kernels.masked_reconstruction import IMPLEMENTATIONS
 from blockjax.models.decoders import DECODERS
@@ -11,6 +11,9 @@ from blockjax.models.heads import READOUTS
 from blockjax.models.vit import PRESETS
 from blockjax.objectives import TASKS
 from blockjax.sharding.mesh import mesh_shape
+
+# Values of a table of positions, 1 GiB: more are no images but slips, which would be killed before anything is checked.
+_POSITIONS = 2**28
 
 
 def resolve(
@@ -29,14 +32,14 @@ def resolve(
     _check_keys(config, default_config())
     config = config.copy_and_resolve_references()
     config.unlock()
-    _one_of("strategy", config.strategy, STRATEGIES)
-    _one_of("remat", config.remat, REMATS)
-    _one_of("dtype", config.dtype, DTYPES)
-    _one_of("objective", config.objective, TASKS)
-    _one_of("decoder.kind", config.decoder.kind, DECODERS)
+    one_of("strategy", config.strategy, STRATEGIES)
+    one_of("remat", config.remat, REMATS)
+    one_of("dtype", config.dtype, DTYPES)
+    one_of("objective", config.objective, TASKS)
+    one_of("decoder.kind", config.decoder.kind, DECODERS)
     if config.loss.implementation is not None:
-        _one_of("loss.implementation", config.loss.implementation, IMPLEMENTATIONS)
-    _one_of("data.on_corrupt", config.data.on_corrupt, ("skip", "error"))
+        one_of("loss.implementation", config.loss.implementation, IMPLEMENTATIONS)
+    one_of("data.on_corrupt", config.data.on_corrupt, ("skip", "error"))
     config.model.preset = _preset(config)
 
     if (config.steps is None) == (config.epochs is None):
@@ -55,7 +58,8 @@ def resolve(
             config[group][name] = value
     if config.decoder.heads is None:
         config.decoder.heads = max(1, config.decoder.width // 32)
-    _check_numbers(config)
+    check_numbers(config)
+    _check_data(config)
     _check_model(config)
     _check_decoder(config)
     _check_objective(config, objective)
@@ -87,7 +91,7 @@ def _preset(config):
             f"{', '.join(missing)} missing: only training opens a backbone and takes them from it; set them here"
         )
     preset = str(config.model.preset).lower()
-    _one_of("model.preset", preset, PRESETS)
+    one_of("model.preset", preset, PRESETS)
     return preset
 
 
@@ -134,9 +138,11 @@ def fill_lengths(config: ml_collections.ConfigDict, steps: int) -> None:
 def _check_keys(config, defaults, prefix=""):
     for key in config:
         if key not in defaults:
-            near = difflib.get_close_matches(key, list(defaults), n=1, cutoff=0.5)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"there is {', '.join(defaults)}"
-            raise ValueError(f"config has no field {prefix}{key}; {hint}")
+            known = [prefix + name for name in defaults]
+            raise ValueError(
+                f"config has no field {prefix}{key}; {did_you_mean(prefix + key, known, cutoff=0.5)}there is "
+                f"{', '.join(known)}"
+            )
         if isinstance(defaults[key], ml_collections.ConfigDict):
             if not isinstance(config[key], ml_collections.ConfigDict):
                 raise ValueError(
@@ -149,102 +155,41 @@ def _check_keys(config, defaults, prefix=""):
         )
 
 
-def _check_numbers(config):
-    at_least_one = {
-        "batch_size": config.batch_size,
-        "blocks": config.blocks,
-        "microbatches": config.microbatches,
-        "model.image_size": config.model.image_size,
-        "model.patch_size": config.model.patch_size,
-        "model.width": config.model.width,
-        "model.depth": config.model.depth,
-        "model.heads": config.model.heads,
-        "model.unroll": config.model.unroll,
-        "decoder.depth": config.decoder.depth,
-        "decoder.width": config.decoder.width,
-        "decoder.heads": config.decoder.heads,
-        "checkpoint.keep": config.checkpoint.keep,
-        "log.every": config.log.every,
-        "probe.train_examples": config.probe.train_examples,
-        "probe.test_examples": config.probe.test_examples,
-        "probe.pool": config.probe.pool,
-    }
-    for group, name in (
-        ("head", "expansion"),
-        ("head", "hidden"),
-        ("head", "width"),
-        ("momentum", "steps"),
-        ("tiles", "per_image"),
-        ("tokenizer", "examples"),
-    ):
-        if config[group][name] is not None:
-            at_least_one[f"{group}.{name}"] = config[group][name]
-    if config.steps is not None:
-        at_least_one["steps"] = config.steps
-    if config.pipeline.batches is not None:
-        at_least_one["pipeline.batches"] = config.pipeline.batches
-    if config.checkpoint.every is not None:
-        at_least_one["checkpoint.every"] = config.checkpoint.every
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-    if config.epochs is not None and config.epochs <= 0:
-        raise ValueError(f"epochs must be above 0, not {config.epochs:g}")
-    at_least_zero = {
-        "seed": config.seed,
-        "log.monitor_every": config.log.monitor_every,
-        "noise": config.noise,
-        "momentum.queue": config.momentum.queue,
-        "data.workers": config.data.workers,
-        "data.shift": config.data.shift,
-        "optimizer.clip": config.optimizer.clip,
-        "optimizer.weight_decay": config.optimizer.weight_decay,
-        "optimizer.base_learning_rate": config.optimizer.base_learning_rate,
-    }
-    for name, value in at_least_zero.items():
-        if value < 0:
-            raise ValueError(f"{name} must not be negative, not {value}")
-    if not 0 < config.decoder.fraction <= 1:
-        raise ValueError(
-            f"decoder.fraction must be above 0 and at most 1, not {config.decoder.fraction:g}"
-        )
-    if config.loss.temperature is not None and config.loss.temperature <= 0:
-        raise ValueError(f"loss.temperature must be above 0, not {config.loss.temperature:g}")
-    if config.momentum.decay is not None and not 0 <= config.momentum.decay <= 1:
-        raise ValueError(f"momentum.decay must be from 0 to 1, not {config.momentum.decay:g}")
-    for name, value in (
-        ("data.fraction", config.data.fraction),
-        ("optimizer.layer_decay", config.optimizer.layer_decay),
-    ):
-        if not 0 < value <= 1:
-            raise ValueError(f"{name} must be above 0 and at most 1, not {value:g}")
-    share = config.optimizer.warmup_share
-    if share is not None and not 0 <= share < 1:
-        raise ValueError(f"optimizer.warmup_share must be from 0 to below 1, not {share:g}")
-    if config.tune_blocks is not None and config.objective != "classification":
-        raise ValueError(
-            f"tune_blocks={config.tune_blocks} is of objective=classification, not of {config.objective}"
-        )
-    if not 0 <= config.tiles.gray <= 1:
-        raise ValueError(f"tiles.gray is a probability, from 0 to 1, not {config.tiles.gray:g}")
+def _check_data(config):
     scale = tuple(config.data.crop_scale)
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(
             f"data.crop_scale must be two areas with 0 < low <= high <= 1, not {scale}"
         )
+    if config.data.shift >= config.model.image_size:
+        raise ValueError(
+            f"data.shift {config.data.shift} moves images of {config.model.image_size} pixels out of the picture; it "
+            f"must be below model.image_size"
+        )
+    if config.tune_blocks is not None and config.objective != "classification":
+        raise ValueError(
+            f"tune_blocks={config.tune_blocks} is of objective=classification, not of {config.objective}"
+        )
 
 
 def _check_model(config):
     model = config.model
+    tokens = (model.image_size // model.patch_size) ** 2
+    if tokens * model.width > _POSITIONS:
+        raise ValueError(
+            f"model.image_size {model.image_size} with patches of {model.patch_size} pixels makes {tokens:,} patches: "
+            f"positions of width {model.width} alone need {4 * tokens * model.width / 2**30:,.0f} GiB; set a smaller "
+            "model.image_size, or a larger model.patch_size"
+        )
     if model.image_size % model.patch_size:
         raise ValueError(
             f"model.patch_size {model.patch_size} does not divide model.image_size {model.image_size}; "
-            f"patch sizes that do: {_divisors(model.image_size)}"
+            f"patch sizes that do: {divisors(model.image_size)}"
         )
     if model.width % model.heads:
         raise ValueError(
             f"model.width {model.width} is not divisible by model.heads {model.heads}; "
-            f"numbers of heads that fit: {_divisors(model.width)}"
+            f"numbers of heads that fit: {divisors(model.width)}"
         )
     if model.width % 4:
         raise ValueError(
@@ -253,19 +198,19 @@ def _check_model(config):
     if model.depth % config.blocks:
         raise ValueError(
             f"blocks {config.blocks} does not divide the depth of {model.depth} layers; "
-            f"numbers of blocks that do: {_divisors(model.depth)}"
+            f"numbers of blocks that do: {divisors(model.depth)}"
         )
     layers = model.depth if config.strategy == "end_to_end" else model.depth // config.blocks
     if layers % model.unroll:
         raise ValueError(
             f"model.unroll {model.unroll} does not divide the {layers} layers of a block; "
-            f"it may be one of {_divisors(layers)}"
+            f"it may be one of {divisors(layers)}"
         )
     grid = model.image_size // model.patch_size
     if grid % config.probe.pool:
         raise ValueError(
             f"probe.pool {config.probe.pool} does not divide the {grid} x {grid} grid of patches; "
-            f"it may be one of {_divisors(grid)}"
+            f"it may be one of {divisors(grid)}"
         )
     if config.strategy == "end_to_end" and config.mask.schedule != "constant":
         raise ValueError(
@@ -281,7 +226,7 @@ def _check_model(config):
 
 def _check_objective(config, objective):
     if config.head.readout is not None:
-        _one_of("head.readout", config.head.readout, READOUTS)
+        one_of("head.readout", config.head.readout, READOUTS)
     if config.objective != "mae" and config.mask.schedule != "constant":
         raise ValueError(
             f"mask.schedule {config.mask.schedule!r} drops tokens that objective {config.objective} needs; set "
@@ -300,7 +245,7 @@ def _check_decoder(config):
     if decoder.width % decoder.heads or decoder.width % 4:
         raise ValueError(
             f"decoder.width {decoder.width} must be divisible by 4 (2-D sin-cos positions) and by decoder.heads "
-            f"{decoder.heads}; numbers of heads that fit: {_divisors(decoder.width)}"
+            f"{decoder.heads}; numbers of heads that fit: {divisors(decoder.width)}"
         )
 
 
@@ -314,7 +259,7 @@ def _check_devices(config, devices):
     if config.blocks % block:
         raise ValueError(
             f"blocks {config.blocks} does not divide over mesh.block={block} stages; "
-            f"numbers of stages that do: {_divisors(config.blocks)}"
+            f"numbers of stages that do: {divisors(config.blocks)}"
         )
     parts = data * fsdp * config.microbatches
     if config.batch_size % parts:
@@ -324,16 +269,3 @@ def _check_devices(config, devices):
             f"batch_size {config.batch_size} does not divide over {data * fsdp} devices "
             f"(mesh.data {data} x mesh.fsdp {fsdp}){cut}; {near} would"
         )
-
-
-def _one_of(name, value, known):
-    if value not in known:
-        near = difflib.get_close_matches(str(value), [str(k) for k in known], n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(
-            f"{name} {value!r} is unknown; {hint}it may be one of {', '.join(map(str, known))}"
-        )
-
-
-def _divisors(number):
-    return ", ".join(str(i) for i in range(1, number + 1) if number % i == 0)

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from blockjax.checks import Bound
 from blockjax.models.patches import CHANNEL_MEAN, CHANNEL_STD, patchify
 from blockjax.models.vit import ViT, layer_norm
 from blockjax.objectives.objective import Objective
@@ -64,6 +65,14 @@ class Classification(Objective):
     erase: float = 0.0
 
     takes_labels: ClassVar[bool] = True
+    bounds: ClassVar[dict[str, Bound]] = {
+        "classifier.classes": Bound(1, 2**24),
+        "classifier.drop_path": Bound(0, 1, below=True),
+        "classifier.label_smoothing": Bound(0, 1, below=True),
+        "classifier.erase": Bound(0, 1, below=True),
+        "classifier.mixup": Bound(0, 1e3),
+        "classifier.cutmix": Bound(0, 1e3),
+    }
 
     @classmethod
     def from_config(
@@ -91,17 +100,8 @@ class Classification(Objective):
         """Checks a config that is fully resolved, not yet checked by the objective.
 
         Raises:
-          ValueError: a share that is none, or blocks to tune that are not there.
+          ValueError: blocks to tune that are not there.
         """
-        group = config.classifier
-        for name in ("drop_path", "label_smoothing", "erase"):
-            if not 0 <= group[name] < 1:
-                raise ValueError(
-                    f"classifier.{name} is a share, from 0 to below 1, not {group[name]:g}"
-                )
-        for name in ("mixup", "cutmix"):
-            if group[name] < 0:
-                raise ValueError(f"classifier.{name} is an alpha, 0 or more, not {group[name]:g}")
         if config.tune_blocks is not None and not 0 <= config.tune_blocks <= config.blocks:
             raise ValueError(
                 f"tune_blocks {config.tune_blocks}: the encoder has {config.blocks} blocks; give 0 (heads only) to "

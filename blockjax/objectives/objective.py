@@ -8,6 +8,7 @@ import jax
 import ml_collections
 from flax import linen as nn
 
+from blockjax.checks import Bound
 from blockjax.models.heads import Readout
 from blockjax.models.vit import ViT
 
@@ -37,6 +38,7 @@ class Objective(abc.ABC):
         the whole; False where it takes statistics or negatives from the batch.
       mask_token: whether the stem owns a mask token.
       takes_labels: whether batches have a "label", int32 [B]; such an objective defines `logits`.
+      bounds: of the numbers in the config that are this objective's own, by field ("head.width").
       host_crops: whether images come cropped and mirrored from the input pipeline; False where views or tiles are cut
         on the device, from images of `source_size`.
       reconstructs: whether blocks make images; such an objective defines `picture` and `visible_picture`.
@@ -49,6 +51,7 @@ class Objective(abc.ABC):
     means_over_images: ClassVar[bool] = True
     mask_token: ClassVar[bool] = False
     takes_labels: ClassVar[bool] = False
+    bounds: ClassVar[dict[str, Bound]] = {}
     host_crops: ClassVar[bool] = True
     reconstructs: ClassVar[bool] = False
     decoder: nn.Module | None = None

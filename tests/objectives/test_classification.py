@@ -183,13 +183,14 @@ def test_frozen_blocks_stay_as_they_are(strategy, tuned):
 
 def test_frozen_layers_keep_nothing_for_a_backward_pass():
     """The scratch memory of the compiled step shrinks with them."""
+    from blockjax.learner.placement import Placement
     from blockjax.memory.profiles import compile_step
     from blockjax.sharding.mesh import make_mesh
 
     mesh = make_mesh((1, 1, 1))
     fields = {**FIELDS, "strategy": "end_to_end", "batch_size": 64, "model.depth": 8, "blocks": 8}
     temp = [
-        compile_step(tiny_learner(**fields, tune_blocks=tuned), mesh, 64)[1].temp
+        compile_step(Placement(tiny_learner(**fields, tune_blocks=tuned), mesh), 64)[1].temp
         for tuned in (8, 1)
     ]
     assert temp[1] < 0.5 * temp[0]
@@ -198,8 +199,8 @@ def test_frozen_layers_keep_nothing_for_a_backward_pass():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"classifier.drop_path": 1.0}, r"classifier\.drop_path is a share"),
-        ({"classifier.mixup": -1.0}, r"classifier\.mixup is an alpha, 0 or more, not -1"),
+        ({"classifier.drop_path": 1.0}, r"classifier\.drop_path must be from 0 to below 1"),
+        ({"classifier.mixup": -1.0}, r"classifier\.mixup must be from 0 to 1000, not -1"),
         (
             {"tune_blocks": 5},
             r"tune_blocks 5: the encoder has 4 blocks; give 0 \(heads only\) to 4",

@@ -17,6 +17,7 @@ import optax
 from absl import logging
 from flax import linen as nn
 
+from blockjax.checks import INT32, Bound
 from blockjax.models.patches import patchify, standardize, unpatchify, unstandardize
 from blockjax.models.vit import ViT, layer_norm
 from blockjax.objectives.masked import tokenizer
@@ -81,6 +82,10 @@ class Beit(Objective):
     dtype: Any = jnp.float32
 
     mask_token: ClassVar[bool] = True
+    bounds: ClassVar[dict[str, Bound]] = {
+        "tokenizer.codes": Bound(1, 2**24),
+        "tokenizer.examples": Bound(1, INT32),
+    }
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict, vit: ViT, blocks: int) -> "Beit":

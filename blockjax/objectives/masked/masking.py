@@ -57,11 +57,13 @@ def _ratios(ratio, schedule, blocks):
     try:
         if kind == "linear" and end:
             last = float(end)
+            if not math.isfinite(last):
+                raise ValueError(end)
             return [ratio + (last - ratio) * k / max(1, blocks - 1) for k in range(blocks)]
         ratios = [float(part) for part in schedule.split(",")]
     except ValueError:
         ratios = []
-    if len(ratios) != blocks:
+    if len(ratios) != blocks or not all(map(math.isfinite, ratios)):
         raise ValueError(
             f"mask.schedule {schedule!r} cannot be read for {blocks} blocks; it may be 'constant', 'linear:0.9' "
             f"(the last block's ratio) or {blocks} ratios with commas between them"

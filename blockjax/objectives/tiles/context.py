@@ -14,6 +14,7 @@ from blockjax.models.heads import Readout
 from blockjax.models.vit import ViT
 from blockjax.objectives.objective import Objective
 from blockjax.objectives.tiles.cut import (
+    BOUNDS,
     CELLS,
     Classifier,
     Tiles,
@@ -75,6 +76,7 @@ class ContextPrediction(Objective):
     dtype: Any = jnp.float32
 
     means_over_images = False
+    bounds = BOUNDS
     host_crops = False
 
     @classmethod

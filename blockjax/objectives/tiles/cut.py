@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from blockjax.checks import Bound
 from blockjax.models.heads import BatchNorm
 from blockjax.models.patches import patchify, unstandardize
 from blockjax.models.vit import ViT
@@ -24,6 +25,14 @@ CELLS = 9
 _XAVIER = nn.initializers.xavier_uniform()
 # Luma of ITU-R BT.601, rounded as in PIL's and TensorFlow's conversion to grey.
 _LUMA = np.array([0.2989, 0.587, 0.114], np.float32).reshape(1, 1, 1, 1, 3)
+BOUNDS = {
+    "tiles.image_size": Bound(3, 2**16),
+    "tiles.crop": Bound(3, 2**16),
+    "tiles.size": Bound(1, 2**16),
+    "tiles.gray": Bound(0, 1),
+    "tiles.permutations": Bound(1, 2**20),
+    "tiles.per_image": Bound(1, 2**20),
+}
 # Below this spread a tile is noise; far above float32's rounding of a constant tile, far below 1/255 of contrast.
 _STD_FLOOR = 1e-3
 

@@ -13,6 +13,7 @@ from blockjax.models.heads import Readout
 from blockjax.models.vit import ViT
 from blockjax.objectives.objective import Objective
 from blockjax.objectives.tiles.cut import (
+    BOUNDS,
     CELLS,
     Classifier,
     Tiles,
@@ -82,6 +83,7 @@ class Jigsaw(Objective):
     dtype: Any = jnp.float32
 
     means_over_images = False
+    bounds = BOUNDS
     host_crops = False
 
     @classmethod

@@ -5,13 +5,13 @@ those of dm_pix, which are the ones of BYOL's and SimCLR's published code.
 """
 
 import dataclasses
-import difflib
 import math
 
 import dm_pix as pix
 import jax
 import jax.numpy as jnp
 
+from blockjax.checks import one_of
 from blockjax.objectives.resample import crop_and_resize, mix_axes
 
 _ATTEMPTS = 10  # at a window that fits into the image, as in torchvision's RandomResizedCrop
@@ -91,12 +91,7 @@ def find_recipe(name: str) -> tuple[View, View]:
     Raises:
       ValueError: there is no recipe of this name.
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=3)
-        hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise ValueError(
-            f"views.recipe {name!r} is unknown. {hint}Set it to one of {', '.join(RECIPES)}"
-        )
+    one_of("views.recipe", name, RECIPES)
     return RECIPES[name]
 
 

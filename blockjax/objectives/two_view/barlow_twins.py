@@ -1,12 +1,13 @@
 """Barlow Twins (arXiv 2103.03230): two views agree in each dimension, and dimensions are uncorrelated."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
+from blockjax.checks import Bound
 from blockjax.models.heads import BatchNorm, Projector
 from blockjax.models.vit import ViT
 from blockjax.objectives.two_view.base import TwoView, each_view
@@ -27,6 +28,8 @@ class BarlowTwins(TwoView):
     """
 
     off_diagonal: float
+
+    bounds: ClassVar[dict[str, Bound]] = {**TwoView.bounds, "loss.off_diagonal": Bound(0, 1e6)}
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict, vit: ViT, blocks: int) -> "BarlowTwins":

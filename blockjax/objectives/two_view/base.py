@@ -3,12 +3,13 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
+from blockjax.checks import Bound
 from blockjax.models.heads import Readout
 from blockjax.models.patches import patchify, standardize_unit
 from blockjax.models.vit import ViT
@@ -45,6 +46,12 @@ class TwoView(Objective):
     dtype: Any
 
     means_over_images = False
+    bounds: ClassVar[dict[str, Bound]] = {
+        "head.expansion": Bound(1, 2**16),
+        "head.hidden": Bound(1, 2**16),
+        "head.width": Bound(1, 2**16),
+        "loss.temperature": Bound(0, 1e3, above=True),
+    }
     host_crops = False
 
     @staticmethod

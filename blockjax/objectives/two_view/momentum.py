@@ -5,11 +5,12 @@ so a block's targets depend on no other block's gradients.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from blockjax.checks import INT32, Bound
 from blockjax.models.vit import ViT
 from blockjax.objectives.objective import Objective
 
@@ -49,6 +50,11 @@ class MomentumObjective(Objective):
     decay_steps: int
 
     means_over_images = False
+    bounds: ClassVar[dict[str, Bound]] = {
+        "momentum.decay": Bound(0, 1),
+        "momentum.steps": Bound(1, INT32),
+        "momentum.queue": Bound(0, 2**24),
+    }
 
     def init_stem_extra(self, params: PyTree) -> PyTree:
         return {"count": jnp.zeros((), jnp.int32), "target": params}
