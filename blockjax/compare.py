@@ -22,12 +22,10 @@ from absl import logging
 
 from blockjax.config.files import load_config
 from blockjax.config.variants import OPTIONS, vary
-from blockjax.data.decode import CorruptImage
-from blockjax.memory.profiles import DoesNotFit
 from blockjax.report import figures
-from blockjax.report.command import use_compilation_cache, what_happened
+from blockjax.report.command import begin, check_devices, what_happened
 from blockjax.training.run import Interrupted, Training
-from blockjax.workdir.checkpoint import UnusableCheckpoint
+from blockjax.workdir.checkpoint import NotSaved
 from blockjax.workdir.files import write_bytes_atomic, write_json_atomic
 from blockjax.workdir.metrics import read_metrics
 
@@ -52,15 +50,16 @@ def main() -> None:
     parser.add_argument("--seeds", default="0", help="with commas between (default: %(default)s)")
     arguments = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
-    use_compilation_cache()
+    begin()
+    check_devices()
     try:
         seeds = _integers(arguments.seeds)
         compare(arguments.configs, arguments.strategies.split(","), seeds, arguments.workdir)
     except Interrupted as stop:
         sys.exit(str(stop))
-    except (ValueError, FloatingPointError, DoesNotFit, UnusableCheckpoint, CorruptImage) as error:
+    except (ValueError, FloatingPointError, NotSaved) as error:
         sys.exit(f"error: {error}")
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, OSError) as error:
         sys.exit(what_happened(error, arguments.workdir) or f"error: {error}")
 
 

@@ -28,7 +28,7 @@ from blockjax.probes import collapse
 from blockjax.probes import probe as probe_lib
 from blockjax.probes.features import BATCH, Features, read_features
 from blockjax.report import figures
-from blockjax.report.command import use_compilation_cache
+from blockjax.report.command import begin, check_devices
 from blockjax.report.progress import Progress
 from blockjax.report.table import render_table
 from blockjax.sharding.mesh import make_mesh
@@ -70,7 +70,8 @@ def main() -> None:
     add("--output", help="folder for evaluation.json and evaluation.png (default: the workdir)")
     arguments = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
-    use_compilation_cache()
+    begin()
+    check_devices()
     try:
         evaluate(**vars(arguments))
     except (ValueError, CorruptImage) as error:
@@ -219,10 +220,12 @@ class _Subject:
     @classmethod
     def _of_run(cls, run: Run) -> "_Subject":
         config = run.config
-        metrics = [
-            row for row in read_metrics(run.workdir / "metrics.jsonl") if row["step"] <= run.step
-        ]
-        last = metrics[-1] if metrics else {}
+        try:
+            rows = read_metrics(run.workdir / "metrics.jsonl")
+        except ValueError as error:  # the losses stand beside the probes, which do without
+            logging.warning("no losses: %s", error)
+            rows = []
+        last = next((row for row in reversed(rows) if row["step"] <= run.step), {})
         losses = [value for name, value in last.items() if name.endswith("/loss")]
         kind = "blocks" if run.learner.rows > 1 else "depths"
         return cls(

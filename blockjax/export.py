@@ -18,6 +18,7 @@ from absl import logging
 from blockjax import __version__
 from blockjax import config as config_lib
 from blockjax.models.patches import CHANNEL_MEAN, CHANNEL_STD
+from blockjax.report.command import begin, check_devices
 from blockjax.weights import Weights, to_tensors
 from blockjax.weights.files import write_tensors
 from blockjax.weights.loading import (
@@ -48,6 +49,8 @@ def main() -> None:
     add("--output", required=True, help="a folder that does not exist yet")
     arguments = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
+    begin()
+    check_devices()
     try:
         export(arguments.workdir, arguments.format, arguments.output, arguments.blocks)
     except ValueError as error:

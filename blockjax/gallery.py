@@ -21,6 +21,7 @@ from blockjax.objectives.objective import SMALL
 from blockjax.objectives.two_view.augment import RECIPES, two_views
 from blockjax.objectives.two_view.base import TwoView
 from blockjax.report import figures
+from blockjax.report.command import begin, check_devices
 from blockjax.workdir.files import write_bytes_atomic
 
 # Images beside each other in a row of tasks; a row of views has both views of half as many.
@@ -44,6 +45,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn at random")
     parser.add_argument("--out", default="gallery", help="folder (default: gallery)")
     arguments = parser.parse_args()
+    begin()
+    check_devices()
     size = arguments.size
     patch = arguments.patch or (size // 8 if size <= SMALL else 16)
     try:

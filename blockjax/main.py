@@ -8,7 +8,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from blockjax.report.command import use_compilation_cache, what_happened
+from blockjax.config.fields import check_field
+from blockjax.config.files import load_config
+from blockjax.report.command import begin, check_devices, what_happened
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -42,13 +44,15 @@ def _main(argv):
     if _CONFIG.value is None:
         raise app.UsageError("--config is missing; try --config configs/quickstart.py")
     logging.set_verbosity(logging.WARNING)
-    use_compilation_cache()
+    begin()
     _join_processes()
+    check_devices()
     # After the flags: --help stays quick.
     from blockjax.data.decode import CorruptImage
     from blockjax.memory import DoesNotFit
     from blockjax.training.run import Interrupted, Training
-    from blockjax.workdir.checkpoint import UnusableCheckpoint
+    from blockjax.workdir.checkpoint import NotSaved, UnusableCheckpoint
+    from blockjax.workdir.lock import WorkdirInUse
 
     workdir = _WORKDIR.value
     if workdir is None:
@@ -62,9 +66,12 @@ def _main(argv):
     except Interrupted as stop:
         print(stop, flush=True)
         sys.exit(1)
-    except (FloatingPointError, DoesNotFit, UnusableCheckpoint, CorruptImage) as error:
+    except (
+        *(FloatingPointError, DoesNotFit, UnusableCheckpoint, NotSaved, WorkdirInUse),
+        CorruptImage,
+    ) as error:
         sys.exit(f"error: {error}")
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, OSError) as error:
         message = what_happened(error, workdir)
         if message is None:
             raise
@@ -104,19 +111,33 @@ def _join_processes():
 def _parse_flags(argv):
     """Parses flags; what the config file or a mistyped field raises becomes one sentence."""
     try:
+        _check_config(argv)
         rest = flags.FLAGS(argv)
         if _CONFIG.value is not None:
             _ = _CONFIG.value.is_locked  # a file that could not be read raises only when it is used
         return rest
-    except (flags.Error, OSError) as error:
+    except (flags.Error, OSError, ValueError) as error:
         # ml_collections puts whole tracebacks into its messages; the last line says what is wrong.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         text = lines[-1] if len(lines) > 1 else str(error)
         sys.exit("error: " + text.removeprefix("ValueError: "))
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         while error.args and isinstance(error.args[0], Exception):
             error = error.args[0]
         sys.exit("error: " + " ".join(str((error.args or [error])[0]).split()))
+
+
+def _check_config(argv):
+    """Reads the config file, and checks that it has the fields which the other flags change."""
+    given = [arg.lstrip("-") for arg in argv[1:] if arg.startswith("-")]
+    after = dict(zip((arg.lstrip("-") for arg in argv), argv[1:], strict=False))
+    file = next((arg[7:] for arg in given if arg.startswith("config=")), after.get("config"))
+    if not file:
+        return
+    config = load_config(file)
+    for arg in given:
+        if arg.startswith("config."):
+            check_field(config, arg.removeprefix("config.").partition("=")[0].partition("[")[0])
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from blockjax.data.sources import open_source
 from blockjax.data.sources.folder import SUFFIXES
 from blockjax.probes import pictures
 from blockjax.report import figures
+from blockjax.report.command import begin, check_devices
 from blockjax.weights.loading import Run, open_run
 from blockjax.workdir.files import write_bytes_atomic
 
@@ -43,6 +44,8 @@ def main() -> None:
     add("--seed", type=int, default=0, help="of the masks (default: %(default)s)")
     arguments = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
+    begin()
+    check_devices()
     try:
         reconstruct(**vars(arguments))
     except (ValueError, CorruptImage) as error:

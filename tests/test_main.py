@@ -42,7 +42,7 @@ def test_failures_are_sentences(where, error, status, printed, monkeypatch, caps
     monkeypatch.setattr(pretrain, "Training", Failing)
     monkeypatch.setattr(main, "_CONFIG", SimpleNamespace(value={}))
     monkeypatch.setattr(main, "_WORKDIR", SimpleNamespace(value="runs/x"))
-    monkeypatch.setattr(main, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(main, "begin", lambda: None)
     with pytest.raises(SystemExit) as end:
         main._main(["blockjax"])
     if isinstance(status, re.Pattern):

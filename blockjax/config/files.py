@@ -1,6 +1,7 @@
 """Config files: read as `--config` reads them, and the arguments behind their colon."""
 
 import importlib.util
+import traceback
 from pathlib import Path
 
 import ml_collections
@@ -40,12 +41,44 @@ def load_config(file: str) -> ml_collections.ConfigDict:
     """Returns the config of a file, given as `path` or `path:argument`, as `--config` reads it.
 
     Raises:
-      ValueError: there is no such file.
+      ValueError: there is no such file, it is no config file, or it fails; says where and why.
     """
     path, _, argument = file.partition(":")
     if not Path(path).is_file():
-        raise ValueError(f"--config {path}: there is no such file")
+        what = "a folder" if Path(path).is_dir() else "no file"
+        raise ValueError(
+            f"--config {path}: there is {what}; give a file such as configs/quickstart.py"
+        )
+    if not path.endswith(".py"):
+        raise ValueError(
+            f"--config {path} is no Python file: a config file defines get_config(). A run goes on with the config "
+            "file and the --workdir that it began with"
+        )
     spec = importlib.util.spec_from_file_location("config_file", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(argument) if argument else module.get_config()
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"--config {path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise ValueError(_failed(path, error)) from error
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config {path} defines no get_config(), which returns the config")
+    try:
+        config = module.get_config(argument) if argument else module.get_config()
+    except ValueError:  # says what does not fit
+        raise
+    except Exception as error:
+        raise ValueError(_failed(path, error)) from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(
+            f"get_config() of --config {path} returns {type(config).__name__}, not a ConfigDict; start from "
+            "blockjax.config.default_config()"
+        )
+    return config
+
+
+def _failed(path, error):
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    line = f", line {own[-1].lineno}" if own else ""
+    return f"--config {path}{line} fails: {type(error).__name__}: {error}"

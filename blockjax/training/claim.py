@@ -1,6 +1,5 @@
 """A workdir belongs to one run."""
 
-import json
 import os
 from pathlib import Path
 
@@ -9,13 +8,15 @@ import ml_collections
 
 from blockjax import config as config_lib
 from blockjax.workdir.files import write_json_atomic
+from blockjax.workdir.metrics import read_metrics
 
 
 def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> Path:
     """Makes the workdir and writes config.json, or checks that the config there describes the same run.
 
     Raises:
-      ValueError: the folder cannot be written, or belongs to a run with another config; names the fields.
+      ValueError: the folder cannot be written, belongs to a run with another config (names the fields), or holds
+        something that no run left.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -28,18 +29,25 @@ def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> Path:
         ) from error
     path, new = workdir / "config.json", config_lib.to_json(config)
     if path.exists():
-        try:
-            saved = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}); choose another --workdir"
-            ) from error
+        saved = config_lib.to_json(config_lib.read_saved(path))
         if changed := config_lib.differences(saved, new):
             raise ValueError(
                 f"--workdir {workdir} holds a run with another config:\n  "
                 + "\n  ".join(changed)
                 + "\nchoose another --workdir, or set these fields back to go on with that run"
             )
+    _check_parts(workdir)
     if jax.process_index() == 0:
         write_json_atomic(path, new)
     return workdir
+
+
+def _check_parts(workdir):
+    """Checks what a run goes on with, before anything is compiled."""
+    for name in ("checkpoints", "figures", "tensorboard"):
+        if (workdir / name).exists() and not (workdir / name).is_dir():
+            raise ValueError(
+                f"{workdir / name} is a file, and a run keeps a folder there; move it away, or choose another --workdir"
+            )
+    if (workdir / "metrics.jsonl").exists():
+        read_metrics(workdir / "metrics.jsonl")

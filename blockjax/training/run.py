@@ -21,6 +21,7 @@ from blockjax.training.report import plan, report
 from blockjax.training.setup import Setup
 from blockjax.training.signals import caught_signals
 from blockjax.workdir.checkpoint import Checkpoints
+from blockjax.workdir.lock import locked
 from blockjax.workdir.metrics import Writer
 from blockjax.xla.targets import local_limit
 
@@ -41,10 +42,18 @@ class Training(Setup):
         Raises:
           ValueError: the step does not fit the device (`DoesNotFit`, which names what would), or the checkpoints cannot
             be used.
+          WorkdirInUse: another process trains in the workdir.
+          NotSaved: a checkpoint cannot be written.
           FloatingPointError: a loss or gradient is not finite; names step and block.
           Interrupted: a SIGTERM or SIGINT came; a checkpoint was written.
         """
         self.print(plan(self))
+        with locked(self.workdir) if self.is_first_process else contextlib.nullcontext():
+            state = self._trained()
+            return report(self, self.placement.readable(state))
+
+    def _trained(self):
+        """Returns the last state, of the checkpoint that is there or after training."""
         with contextlib.closing(
             Checkpoints(self.workdir / "checkpoints", keep=self.config.checkpoint.keep)
         ) as checkpoints:
@@ -54,7 +63,7 @@ class Training(Setup):
                 if step:
                     self.print(f"resume      at step {step}")
                 state = self._train(step, state, data_state, checkpoints)
-        return report(self, self.placement.readable(state))
+        return state
 
     def _compile(self):
         limit = local_limit(jax.local_devices()[0])

@@ -119,10 +119,7 @@ def open_run(workdir: str | os.PathLike) -> Run:
         raise ValueError(
             f"--workdir {workdir} holds no run: there is no config.json; give the folder that training wrote"
         )
-    try:
-        config = config_lib.from_json(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    config = config_lib.read_saved(path)
     # The checkpoint is the same; only reading is done here, and what was streamed may need it.
     if config.strategy == "pipelined":
         config.strategy = "blockwise"

@@ -36,6 +36,10 @@ class UnusableCheckpoint(ValueError):
     """Every checkpoint is damaged, or the newest one belongs to another model."""
 
 
+class NotSaved(OSError):
+    """A checkpoint cannot be written; those before it are whole."""
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -57,6 +61,7 @@ class Checkpoints:
         self._keep = keep
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
+        self._saving: int | None = None
         python_logging.getLogger("absl").addFilter(_is_not_orbax_chatter)
 
     def steps(self) -> list[int]:
@@ -79,18 +84,22 @@ class Checkpoints:
 
         Raises:
           TypeError: If `data_state` is not JSON-able.
-          Exception: Whatever stopped the save before.
+          NotSaved: this save, or the one before, cannot be written.
         """
         self.wait()
         if step in self.steps():
             return
+        self._saving = step
         metadata = json.dumps({"step": step, "leaves": _leaves(state), "data_state": data_state})
         unfinished = self._folder(step).with_suffix(_UNFINISHED)
-        if jax.process_index() == 0:
-            for stale in self._directory.glob(f"*{_UNFINISHED}"):
-                shutil.rmtree(stale)
-            unfinished.mkdir(parents=True)
-        arrays = ocp.save_async(unfinished / "state", _as_dicts(state))
+        try:
+            if jax.process_index() == 0:
+                for stale in self._directory.glob(f"*{_UNFINISHED}"):
+                    shutil.rmtree(stale)
+                unfinished.mkdir(parents=True)
+            arrays = ocp.save_async(unfinished / "state", _as_dicts(state))
+        except OSError as error:
+            raise self._not_saved(error) from error
         self._pending = self._writer.submit(self._finish, arrays, unfinished, metadata)
 
     def _finish(self, arrays: ocp.AsyncResponse, unfinished: Path, metadata: str) -> None:
@@ -112,15 +121,32 @@ class Checkpoints:
             shutil.rmtree(old.rename(old.with_suffix(_UNFINISHED)))
 
     def wait(self) -> None:
-        """Blocks until everything is written; raises what went wrong, if something did."""
+        """Blocks until everything is written.
+
+        Raises:
+          NotSaved: it cannot be; the checkpoints before are whole.
+        """
         pending, self._pending = self._pending, None
         if pending is None:
             return
         try:
             pending.result()
+        except Exception as error:  # orbax passes on what its libraries raise, of many types
+            raise self._not_saved(error) from error
         finally:
             if jax.process_count() > 1:  # process 0 gives the name, all must see it
                 multihost_utils.sync_global_devices("checkpoint")
+
+    def _not_saved(self, error):
+        whole = self.steps()
+        newest = (
+            f"the newest whole one is of step {whole[-1]}" if whole else "there is none before it"
+        )
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+        return NotSaved(
+            f"the checkpoint of step {self._saving} cannot be written to {self._directory}: {reason}; {newest}. Free "
+            "space there, lift the limit on file sizes, or set --config.checkpoint.keep=1; then the same command goes on"
+        )
 
     def close(self) -> None:
         """Waits as `wait` does and stops the background thread."""

@@ -166,17 +166,23 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
     """Reads the rows of a metrics file; a last line that was cut off is left out.
 
     Raises:
-      ValueError: If another line is no JSON object.
+      ValueError: the file cannot be read, or another line is no row.
     """
-    lines = Path(path).read_bytes().splitlines()
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}; move it away") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if not isinstance(row, dict) or "step" not in row:
+                raise ValueError(line)
+            rows.append(row)
         except ValueError:
             if number < len(lines):
                 raise ValueError(
-                    f"line {number} of {path} is no JSON object: repair or delete that line"
+                    f"line {number} of {path} is no row of metrics: repair or delete that line"
                 ) from None
     return rows
 

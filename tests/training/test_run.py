@@ -490,7 +490,7 @@ def test_command_line_errors_are_sentences(arrays, tmp_path):
         return done.stdout + done.stderr
 
     assert "blocks 3 does not divide the depth of 4 layers" in fails("--config.blocks=3")
-    assert 'Did you mean "batch_size"' in fails("--config.batch_sise=3")
+    assert "did you mean 'batch_size'" in fails("--config.batch_sise=3")
     assert "No such file" in fails("--config=nosuch.py")
     alone = [sys.executable, "-m", "blockjax.main", "--config", "nosuch.py"]
     done = subprocess.run(alone, cwd=root, capture_output=True, text=True)
