@@ -45,10 +45,8 @@ def load_config(file: str) -> ml_collections.ConfigDict:
     """
     path, _, argument = file.partition(":")
     if not Path(path).is_file():
-        what = "a folder" if Path(path).is_dir() else "no file"
-        raise ValueError(
-            f"--config {path}: there is {what}; give a file such as configs/quickstart.py"
-        )
+        what = "that is a folder" if Path(path).is_dir() else "there is no such file"
+        raise ValueError(f"--config {path}: {what}; give one such as configs/quickstart.py")
     if not path.endswith(".py"):
         raise ValueError(
             f"--config {path} is no Python file: a config file defines get_config(). A run goes on with the config "

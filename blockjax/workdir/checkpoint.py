@@ -145,7 +145,7 @@ class Checkpoints:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
         return NotSaved(
             f"the checkpoint of step {self._saving} cannot be written to {self._directory}: {reason}; {newest}. Free "
-            "space there, lift the limit on file sizes, or set --config.checkpoint.keep=1; then the same command goes on"
+            "space, lift the limit on file sizes, or set --config.checkpoint.keep=1, and start the same command again"
         )
 
     def close(self) -> None:
