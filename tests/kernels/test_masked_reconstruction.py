@@ -343,11 +343,15 @@ def test_the_layer_under_transformations():
         np.testing.assert_allclose(found[1], gradients, rtol=1e-4, atol=1e-6)
 
 
-def test_features_that_do_not_count_may_be_anything():
+@pytest.mark.parametrize(
+    "implementation",  # `pallas_tpu` is XLA on a CPU, by the rules of differentiation of the kernel
+    ["xla", "interpret_tpu", "pallas_tpu", pytest.param("interpret_gpu", marks=pytest.mark.slow)],
+)
+def test_features_that_do_not_count_may_be_anything(implementation):
     layer, targets, mask, _ = layer_and_targets("float32", "random")
-    expected = layer_gradients(layer, targets, mask, None, True, "interpret_tpu")
+    expected = layer_gradients(layer, targets, mask, None, True, implementation)
     features = jnp.where(mask[..., None], layer[0], jnp.nan)
-    found = layer_gradients((features, *layer[1:]), targets, mask, None, True, "interpret_tpu")
+    found = layer_gradients((features, *layer[1:]), targets, mask, None, True, implementation)
     for one, true in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(one, true)
 

@@ -123,7 +123,7 @@ def projected_reconstruction_loss(
     )
     on_tpu = "tpu" in dict(static.kernels)
     if not on_tpu or why_no_head(shape, features.shape[-1], features.dtype.itemsize):
-        return _of_predictions(static, project(features, kernel, bias), pixels, operands)
+        return _of_predictions(static, project(features, kernel, bias, mask), pixels, operands)
     features = features.reshape(*operands[0].shape[:-1], features.shape[-1])
     return _projected_loss(static, features, kernel, bias, *operands)
 

@@ -21,8 +21,16 @@ _PLATFORMS = {"pallas_tpu": "tpu", "pallas_gpu": "cuda"}
 _EPSILON = 1e-6  # MAE's (facebookresearch/mae, models_mae.py)
 
 
-def project(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """Returns [..., D] @ [D, P] + [P] in the features' dtype, as `flax.linen.Dense` computes it."""
+def project(
+    features: jax.Array, kernel: jax.Array, bias: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    """Returns [..., D] @ [D, P] + [P] in the features' dtype, as `flax.linen.Dense` computes it.
+
+    Rows where a mask [...] is 0 may hold anything; they are projected as zeros.
+    """
+    if mask is not None:
+        # 0 * NaN is NaN, and the kernel's gradient sums over rows: so zero those that do not count before.
+        features = jnp.where((mask != 0)[..., None], features, 0)
     over = (((features.ndim - 1,), (0,)), ((), ()))
     product = jax.lax.dot_general(features, kernel.astype(features.dtype), over)
     return product + jnp.expand_dims(bias.astype(features.dtype), range(features.ndim - 1))
@@ -130,7 +138,7 @@ def _by_xla(normalize, with_gradient, predictions, targets, mask, affine, scale)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _projected_loss(static, features, kernel, bias, targets, mask, affine, scale):
-    return _loss(static, project(features, kernel, bias), targets, mask, affine, scale)
+    return _loss(static, project(features, kernel, bias, mask), targets, mask, affine, scale)
 
 
 def _projected_forward(static, features, kernel, bias, targets, mask, affine, scale):
@@ -189,7 +197,7 @@ def _projected_on_device(static, *arrays):
         alone = dataclasses.replace(static, axes=())
 
         def loss(features, kernel, bias):
-            predictions = project(features, kernel, bias)
+            predictions = project(features, kernel, bias, mask)
             return _loss(alone, predictions, targets, mask, affine, scale)
 
         value, gradients = jax.value_and_grad(loss, (0, 1, 2))(features, kernel, bias)
