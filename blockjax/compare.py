@@ -80,7 +80,7 @@ def compare(
 
     Args:
       files: config files, as `--config` takes them.
-      strategies: as `blockjax.variants.vary` takes them.
+      strategies: as `blockjax.config.variants.vary` takes them.
       seeds: of weights, masks, views and the order of images.
       workdir: where the runs' folders are.
 

@@ -78,7 +78,7 @@ def run(target: str, shapes: Sequence[str], cases: Sequence[str]) -> Iterator[Ro
     """Compiles for a target in a process of its own, and measures if it is `local` and no CPU.
 
     Args:
-      target: see `blockjax.memory.targets.parse_target`.
+      target: see `blockjax.xla.targets.parse_target`.
       shapes: names in `SHAPES`.
       cases: names in `CASES`.
 
@@ -93,7 +93,7 @@ def run(target: str, shapes: Sequence[str], cases: Sequence[str]) -> Iterator[Ro
             raise ValueError(f"{unknown[0]!r} is unknown; there are {', '.join(map(repr, known))}")
     environment = {**os.environ, **parse_target(target).environment()}
     job = json.dumps({"target": target, "shapes": shapes, "cases": cases})
-    command = [sys.executable, "-m", "blockjax.kernels.masked_reconstruction.benchmark", job]
+    command = [sys.executable, "-m", __name__, job]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

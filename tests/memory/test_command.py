@@ -95,7 +95,7 @@ def test_a_compiler_that_refuses_says_how_much_it_needs(text):
 
 
 CONFIG = """
-from blockjax.variants import BASELINES, vary
+from blockjax.config.variants import BASELINES, vary
 from tests.tiny import tiny_config
 def get_config():
     return tiny_config()

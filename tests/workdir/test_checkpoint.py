@@ -343,7 +343,7 @@ def test_orbax_stays_quiet(checkpoints, caplog):
 SAVES_FOREVER = """
 import sys, itertools
 import jax, jax.numpy as jnp
-from blockjax.checkpoint import Checkpoints
+from blockjax.workdir.checkpoint import Checkpoints
 checkpoints = Checkpoints(sys.argv[1], keep=2)
 for step in itertools.count(1):
     checkpoints.save(step, {"a": jnp.full((4, 1 << 20), step, jnp.float32)}, {"next": step})
@@ -384,7 +384,7 @@ def test_killed_while_saving(tmp_path, delay, warnings_logged):
 FAILS_WHILE_SAVING = """
 import contextlib, sys
 import jax.numpy as jnp
-from blockjax.checkpoint import Checkpoints
+from blockjax.workdir.checkpoint import Checkpoints
 with contextlib.closing(Checkpoints(sys.argv[1], keep=2)) as checkpoints:
     checkpoints.save(1, {"a": jnp.ones((8, 1 << 20))}, {})
     raise RuntimeError("training failed")

@@ -60,7 +60,7 @@ class Jigsaw(Objective):
       tiles: how tiles are cut.
       width: the encoder's width.
       permutations: how many of them (P), the classes.
-      permutation_set: see `blockjax.objectives.permutations.permutations`.
+      permutation_set: see `blockjax.objectives.tiles.permutations.permutations`.
       per_image: orders in which an image is seen in a step (R).
       tile_width: features of a tile after the dense layer that all tiles share.
       hidden: width of the hidden layer.

@@ -27,7 +27,7 @@ class TwoView(Objective):
       image_size: side of a view in pixels.
       patch_size: side of a patch in pixels.
       width: the encoder's width.
-      recipe: a name in `blockjax.objectives.views.RECIPES`.
+      recipe: a name in `blockjax.objectives.two_view.augment.RECIPES`.
       readout: a name in `blockjax.models.heads.READOUTS`.
       expansion: width of the readout `cbe_gap`.
       hidden: width of the projector's hidden layers.

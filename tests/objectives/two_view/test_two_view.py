@@ -66,13 +66,13 @@ def test_both_views_go_through_the_head(name):
 def test_targets_are_of_the_averaged_head_and_the_second_stream(name):
     objective = learner_of(name).objective
     head, other = (objective.init_head(jax.random.key(seed)) for seed in range(2))
-    stream = {"online": normal(2, 8, 2, 5, 32), "target": normal(3, 8, 2, 5, 32)}
+    stream = {"tokens": normal(2, 8, 2, 5, 32), "target": normal(3, 8, 2, 5, 32)}
 
     def loss(head, target):
         return objective.loss({**head, "target": target}, stream, {}, jax.random.key(4))[0]
 
     def predicted(view):
-        z = projected(objective, head, stream["online"][:, view])
+        z = projected(objective, head, stream["tokens"][:, view])
         return objective._predictor().apply({"params": head["predictor"]}, z)
 
     predictions = jnp.stack([predicted(view) for view in range(2)], axis=1)
@@ -104,11 +104,11 @@ def test_the_second_stream_flows_through_the_averages():
     tokens = objective.stem(vit, {**stems[0], "target": stems[1]}, images)
     blocks = [{"layers": vit.init_block(jax.random.key(seed), 0, 4)} for seed in range(2)]
     out = objective.forward(vit, {**blocks[0], "target": blocks[1]}, tokens, jax.random.key(0))
-    for name, stem, block in zip(("online", "target"), stems, blocks, strict=True):
+    for name, stem, block in zip(("tokens", "target"), stems, blocks, strict=True):
         np.testing.assert_array_equal(tokens[name], vit.stem(stem, images))
         expected = vit.layers(block["layers"], tokens[name])
         np.testing.assert_allclose(out[name], expected, rtol=1e-5, atol=1e-6)
-    assert np.abs(out["online"] - out["target"]).max() > 0.1
+    assert np.abs(out["tokens"] - out["target"]).max() > 0.1
 
 
 def test_a_queue_takes_the_averaged_heads_keys_of_the_second_views():
@@ -116,7 +116,7 @@ def test_a_queue_takes_the_averaged_heads_keys_of_the_second_views():
     head, other = (objective.init_head(jax.random.key(seed)) for seed in range(2))
     extra = objective.init_block_extra({"layers": {}, "head": head}, jax.random.key(2))
     extra["target"]["head"] = other
-    stream = {"online": normal(3, 8, 2, 5, 32), "target": normal(4, 8, 2, 5, 32)}
+    stream = {"tokens": normal(3, 8, 2, 5, 32), "target": normal(4, 8, 2, 5, 32)}
     queue = objective.finish({}, extra, stream)["queue"]
     keys = l2_normalize(projected(objective, other, stream["target"][:, 1]))
     np.testing.assert_allclose(queue[:8], keys, rtol=1e-4, atol=1e-6)
