@@ -1,4 +1,4 @@
-"""MoCo v3, or with --config.momentum.queue the older form with a queue.
+"""MoCo v3, or with --config.momentum.queue MoCo v2.
 
     python -m blockjax.main --config configs/moco.py --workdir runs/moco
 
@@ -16,6 +16,10 @@ Source: Chen et al., arXiv 2104.02057, and facebookresearch/moco-v3, CONFIG.md (
 moco/builder.py: AdamW (0.9, 0.999), base learning rate 1.5e-4 for 256 images, weight decay 0.1, 40 of 300 epochs
 warm-up, batch 4096, temperature 0.2, momentum from 0.99 to 1, heads 4096 and 256 wide, BYOL's views with crops of at
 least 0.08 of the area, frozen patch embedding.
+
+With a queue (65536 keys officially) head, decay and views are those of arXiv 2003.04297 and facebookresearch/moco: two
+dense layers without BatchNorm, 128 wide at the end, 0.999 throughout, no predictor. The optimizer stays that of v3,
+there it is SGD; and both views are queries, there the first alone.
 
 Deviations: every block has a projector and a predictor of its own, on tokens that are widened to 2048 and averaged
 (arXiv 2302.01647), not on CLS; views are cut from an image's centred square; only matrices decay, there all parameters;

@@ -85,8 +85,8 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.momentum = momentum = ml_collections.ConfigDict()  # of moco and byol
     momentum.decay = config_dict.placeholder(float)  # of the average at the first step
-    momentum.steps = config_dict.placeholder(int)  # until it is 1; default: the run's
-    momentum.queue = 0  # keys in the queue of moco; 0 is MoCo v3, which has none
+    momentum.steps = config_dict.placeholder(int)  # until 1; default: the run's; queue: never
+    momentum.queue = 0  # keys in the queue of moco, which then is v2; 0 is MoCo v3, which has none
 
     config.tiles = tiles = ml_collections.ConfigDict()  # of jigsaw and context
     tiles.image_size = config_dict.placeholder(int)  # to which images are resized first

@@ -129,7 +129,8 @@ def fill_lengths(config: ml_collections.ConfigDict, steps: int) -> None:
         raise ValueError(
             f"optimizer.warmup_steps {config.optimizer.warmup_steps} must be shorter than the run of {steps} steps"
         )
-    if config.momentum.steps is None and config.momentum.decay is not None:
+    constant = config.objective == "moco" and config.momentum.queue
+    if config.momentum.steps is None and config.momentum.decay is not None and not constant:
         config.momentum.steps = steps
     if config.checkpoint.every is None:
         config.checkpoint.every = max(1, steps // 10)

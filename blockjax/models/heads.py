@@ -83,25 +83,29 @@ class Readout(nn.Module):
 class Projector(nn.Module):
     """Dense layers with BatchNorm and ReLU between them, [..., F] to [..., widths[-1]], in float32.
 
+    Without BatchNorm it is dense layers with ReLU between them, and all have a bias.
+
     Attributes:
       widths: of all layers, the last one's output included.
       hidden_bias: whether dense layers before the last have a bias (the last has none).
+      hidden_norm: whether BatchNorm stands before each ReLU.
       last_norm: "none", "plain" (BatchNorm without scale and offset) or "scale" (with scale, no offset) at the end.
     """
 
     widths: tuple[int, ...]
     hidden_bias: bool = False
+    hidden_norm: bool = True
     last_norm: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         *hidden, last = self.widths
+        plain = not self.hidden_norm
         for i, width in enumerate(hidden):
-            dense = nn.Dense(
-                width, use_bias=self.hidden_bias, kernel_init=_XAVIER, name=f"dense_{i}"
-            )
-            x = nn.relu(BatchNorm(name=f"norm_{i}")(dense(x)))
-        x = nn.Dense(last, use_bias=False, kernel_init=_XAVIER, name="dense_out")(x)
+            bias = self.hidden_bias or plain
+            x = nn.Dense(width, use_bias=bias, kernel_init=_XAVIER, name=f"dense_{i}")(x)
+            x = nn.relu(x if plain else BatchNorm(name=f"norm_{i}")(x))
+        x = nn.Dense(last, use_bias=plain, kernel_init=_XAVIER, name="dense_out")(x)
         if self.last_norm != "none":
             x = BatchNorm(use_scale=self.last_norm == "scale", use_bias=False, name="norm_out")(x)
         return x

@@ -92,6 +92,17 @@ def test_projector_has_the_parameters_it_says(last):
     assert is_normalised == (last != "none")
 
 
+def test_projector_without_norms_is_a_plain_mlp():
+    x = normal(0, 16, 8)
+    module = Projector((10, 6), hidden_norm=False)
+    params = module.init(jax.random.key(0), jnp.asarray(x))["params"]
+    assert set(params) == {"dense_0", "dense_out"}
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    dense = [[np.asarray(params[name][part]) for part in ("kernel", "bias")] for name in params]
+    expected = np.maximum(x @ dense[0][0] + dense[0][1], 0.0) @ dense[1][0] + dense[1][1]
+    np.testing.assert_allclose(module.apply({"params": params}, x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_l2_normalize_of_nothing_is_nothing():
     x = np.stack([[3.0, 4.0], [0.0, 0.0]]).astype(np.float32)
     np.testing.assert_allclose(l2_normalize(x), [[0.6, 0.8], [0.0, 0.0]], rtol=1e-6)

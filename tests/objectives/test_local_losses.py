@@ -135,7 +135,7 @@ def test_chance_is_the_loss_of_features_that_are_alike(name):
     stream = jnp.broadcast_to(token, (*inputs["patches"].shape[:2], 5, 32))
     if name == "moco":
         head = {**params["head"], "target": params["head"]}
-        stream = {"online": stream, "target": stream}
+        stream = {"tokens": stream, "target": stream}
     else:
         head = params["head"]
     loss, metrics = objective.loss(head, stream, targets, jax.random.key(3))

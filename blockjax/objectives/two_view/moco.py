@@ -21,8 +21,11 @@ PyTree = Any
 class MoCo(MomentumObjective, TwoView):
     """Without a queue MoCo v3 (arXiv 2104.02057): predictor, both directions, negatives from the other view's keys.
 
-    With a queue the older form (v1 arXiv 1911.05722, v2 arXiv 2003.04297), in both directions: no predictor, negatives
-    from the queue, into which the second views' keys go after each step.
+    With a queue v2 (arXiv 2003.04297, facebookresearch/moco): negatives from the queue, a head of two dense layers
+    without BatchNorm and without predictor, an average of constant decay. v1 (arXiv 1911.05722) has temperature 0.07
+    and a head of one layer, which is not here. On purpose both views are queries, and the loss is the mean of both
+    directions; in the sources only the first is. As there, only the second views' keys go into the queue, after the
+    loss. Keys need no shuffling over devices, as statistics are those of the global batch.
 
     Attributes:
       temperature: τ.
@@ -48,10 +51,23 @@ class MoCo(MomentumObjective, TwoView):
 
     @staticmethod
     def defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
+        small, shared = config.model.image_size <= SMALL, TwoView.defaults(config)
+        if config.momentum.queue:
+            # Official: hidden as wide as the features, output 128, τ 0.2, decay 0.999 and v2's views
+            # (facebookresearch/moco, main_moco.py, moco/builder.py); those for CIFAR are the same without blur.
+            wide = (config.head.readout or shared["head.readout"]) == "cbe_gap"
+            expansion = config.head.expansion or shared["head.expansion"]
+            return {
+                **shared,
+                "views.recipe": "cifar-simclr" if small else "moco2",
+                "head.hidden": expansion if wide else config.model.width,
+                "head.width": 128,
+                "loss.temperature": 0.2,
+                "momentum.decay": 0.999,
+            }
         # Official: hidden 4096, output 256, τ 0.2, decay 0.99 (facebookresearch/moco-v3); narrower for small images.
-        small = config.model.image_size <= SMALL
         return {
-            **TwoView.defaults(config),
+            **shared,
             "head.hidden": 1024 if small else 4096,
             "head.width": 128 if small else 256,
             "loss.temperature": 0.2,
@@ -69,6 +85,8 @@ class MoCo(MomentumObjective, TwoView):
             )
 
     def _projector(self):
+        if self.queue:
+            return Projector((self.hidden, self.out), hidden_norm=False)
         return Projector((self.hidden, self.hidden, self.out), last_norm="plain")
 
     def _predictor(self):
@@ -90,7 +108,7 @@ class MoCo(MomentumObjective, TwoView):
         return extra
 
     def begin(self, params: PyTree, extra: PyTree) -> PyTree:
-        """Moves the average before the keys are made, with the parameters before the step, as MoCo v3's code does."""
+        """Moves the average before the keys are made, with the parameters before the step, as MoCo's code does."""
         return self.average(params, extra)
 
     def finish(self, params: PyTree, extra: PyTree, stream: PyTree) -> PyTree:
@@ -167,7 +185,7 @@ def info_nce(
 def info_nce_queue(
     queries_BVd: jax.Array, keys_BVd: jax.Array, queue_Qd: jax.Array, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
-    """MoCo v1's loss: cross-entropy of each query over its own key and the queue, the mean of both directions."""
+    """MoCo's loss with a queue: cross-entropy of each query over its own key and the queue, mean of both directions."""
     positive = jnp.einsum("bvd,bvd->bv", queries_BVd, keys_BVd[:, ::-1])[..., None]
     negative = queries_BVd @ queue_Qd.T
     logits = jnp.concatenate([positive, negative], axis=-1) / temperature

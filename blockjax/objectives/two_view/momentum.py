@@ -20,12 +20,16 @@ PyTree = Any
 _ONLINE_ONLY = ("predictor",)
 
 
-def decay_at(count: jax.Array, start: float, steps: int) -> jax.Array:
+def decay_at(count: jax.Array, start: float, steps: int | None) -> jax.Array | float:
     """Returns the average's decay after `count` steps: from `start` up to 1 at `steps`, on a half cosine.
+
+    Without `steps` it stays at `start`, as in MoCo v1 and v2 (facebookresearch/moco, moco/builder.py).
 
     1 - (1 - start) · (cos(π count / steps) + 1) / 2, as in BYOL (google-deepmind/deepmind-research, byol) and MoCo v3
     (facebookresearch/moco-v3). Float32 scalar.
     """
+    if steps is None:
+        return start
     share = jnp.minimum(count, steps) / steps
     return 1.0 - (1.0 - start) * (jnp.cos(jnp.pi * share) + 1.0) / 2.0
 
@@ -43,11 +47,11 @@ class MomentumObjective(Objective):
 
     Attributes:
       decay: of the average at the first step.
-      decay_steps: steps in which it rises to 1.
+      decay_steps: steps in which it rises to 1; None where it does not.
     """
 
     decay: float
-    decay_steps: int
+    decay_steps: int | None
 
     means_over_images = False
     bounds: ClassVar[dict[str, Bound]] = {

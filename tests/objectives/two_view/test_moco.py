@@ -2,13 +2,14 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from blockjax import config as config_lib
 from blockjax.objectives.two_view.moco import info_nce, info_nce_queue
-from tests.tiny import tiny_config, tiny_learner
+from tests.tiny import STEPS, tiny_config, tiny_learner
 
 
 def unit(seed, *shape):
@@ -62,6 +63,29 @@ def test_equal_embeddings_with_a_queue_give_the_logarithm_of_its_size():
     z, queue = jnp.ones((4, 2, 4)) / 2.0, jnp.ones((31, 4)) / 2.0
     loss, _ = info_nce_queue(z, z, queue, 0.07)
     np.testing.assert_allclose(loss, math.log(32), rtol=1e-5)
+
+
+def test_a_queue_brings_the_head_and_the_average_of_version_2():
+    objective = tiny_learner(objective="moco", **{"momentum.queue": 16}).objective
+    head = jax.eval_shape(objective.init_head, jax.random.key(0))
+    wide = head["readout"]["expand"]["kernel"].shape[1]
+    shapes = {name: layer["kernel"].shape for name, layer in head["projector"].items()}
+    assert shapes == {"dense_0": (wide, wide), "dense_out": (wide, 128)}
+    assert all(set(layer) == {"kernel", "bias"} for layer in head["projector"].values())
+    assert (objective.decay, objective.decay_steps) == (0.999, None)
+    assert (objective.temperature, objective.recipe) == (0.2, "cifar-simclr")
+    alone = tiny_learner(objective="moco", **{"momentum.queue": 16, "head.readout": "gap"})
+    assert alone.objective.hidden == 32
+
+
+def test_without_a_queue_it_stays_version_3():
+    objective = tiny_learner(objective="moco").objective
+    head = jax.eval_shape(objective.init_head, jax.random.key(0))
+    projector = {"dense_0", "norm_0", "dense_1", "norm_1", "dense_out"}
+    assert set(head["projector"]) == projector
+    assert set(head["predictor"]) == {"dense_0", "norm_0", "dense_out"}
+    assert (objective.decay, objective.decay_steps) == (0.99, STEPS)
+    assert (objective.temperature, objective.hidden, objective.out) == (0.2, 1024, 128)
 
 
 def test_queue_that_is_no_multiple_of_the_batch_is_refused():

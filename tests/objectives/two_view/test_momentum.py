@@ -16,6 +16,7 @@ def test_decay_rises_from_its_start_to_exactly_one():
     assert float(decay_at(50, 0.99, 100)) == pytest.approx(0.995, abs=1e-7)
     assert float(decay_at(100, 0.99, 100)) == 1.0
     assert float(decay_at(150, 0.99, 100)) == 1.0  # does not come down again
+    assert [decay_at(count, 0.999, None) for count in (0, 150)] == [0.999, 0.999]
 
 
 def test_average_takes_only_what_the_target_has():
