@@ -4,7 +4,8 @@
 
 The backbone is a workdir (--config.depth_blocks=3 takes its first three blocks), a folder that was exported, or a file
 of weights. --config.tune_blocks=1 trains the last block only, 0 the classifier alone; --config.from_scratch=True
-starts an encoder of the same size from random numbers; --config.data.fraction=0.01 takes one label in a hundred;
+starts an encoder of the same size from random numbers; with another --config.model.image_size than the backbone's its
+positions are interpolated, and train if the first block does; --config.data.fraction=0.01 takes one label in a hundred;
 --config.strategy=blockwise gives every block a classifier of its own.
 
 Measured on the embedded data, all 4,000 labels, mean of seeds 0, 1 and 2: 0.886 from the quickstart, 0.861 from its

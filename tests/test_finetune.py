@@ -10,6 +10,7 @@ from blockjax.data.sources import open_source
 from blockjax.data.sources.source import fraction_of
 from blockjax.evaluate import evaluate
 from blockjax.export import export
+from blockjax.models.position import resized_positions, sincos_2d
 from blockjax.training.run import Training
 from blockjax.weights import UnusableWeights
 from blockjax.weights.loading import open_run
@@ -144,10 +145,14 @@ def test_backbones_that_do_not_fit(pretrained, tmp_path):
 
 @pytest.mark.slow
 def test_other_image_sizes(pretrained, tmp_path):
-    """Positions are those of the new grid: fixed ones as they are, learned ones between the old."""
-    run = Training(config_of(pretrained, steps=1, **{"model.image_size": 48}), tmp_path / "a")
+    """Positions are those between the old ones, which a classifier alone leaves as they are."""
+    config = config_of(pretrained, steps=1, tune_blocks=0, **{"model.image_size": 48})
+    run = Training(config, tmp_path / "a")
     assert run.learner.vit.grid == (6, 6)
     run.run()
+    Training(config, tmp_path / "a").run()  # goes on, and finds itself done
+    expected = resized_positions(sincos_2d(4, 4, 32), (4, 4), (6, 6))
+    np.testing.assert_array_equal(open_run(tmp_path / "a").params["stem"]["positions"], expected)
     learned = Training(
         config_of(pretrained, steps=1, **{"model.image_size": 48, "model.learned_positions": True}),
         tmp_path / "b",

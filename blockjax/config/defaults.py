@@ -48,7 +48,8 @@ def default_config() -> ml_collections.ConfigDict:
     model.mlp_ratio = 4.0
     model.unroll = 1  # layers per turn of the loop over layers
     model.freeze_embedding = False  # keep the patch embedding as it starts, as MoCo v3 does
-    model.learned_positions = False  # positions are parameters, which start as the fixed ones
+    # Positions are parameters, which start as the fixed ones; so they are at another image_size than the backbone's.
+    model.learned_positions = False
     model.norm_epsilon = 1e-6  # of every LayerNorm in the encoder
 
     config.mask = ml_collections.ConfigDict()

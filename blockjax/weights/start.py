@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from blockjax.models.position import sincos_2d
+from blockjax.models.position import resized_positions, sincos_2d
 from blockjax.models.vit import ViT
 from blockjax.weights import UnusableWeights, Weights
 from blockjax.weights.loading import is_run, open_weights
@@ -22,8 +22,9 @@ def start_of(
     """Opens the encoder that a run is to start from, `config.backbone`.
 
     Returns:
-      The config with the model's sizes filled in where they are open, and `blocks`; and the weights, with positions for
-      the config's image size, or None where the run starts from random numbers.
+      The config with the model's sizes filled in where they are open, and `blocks`; and the weights, or None where the
+      run starts from random numbers. With another image size than theirs the config's positions are learned ones, as in
+      MAE's fine-tuning: fixed ones would be those of the new grid, most of them unlike any that the weights know.
 
     Raises:
       ValueError: the weights cannot be used, or are of another size than the config says; names the first tensor that
@@ -56,6 +57,8 @@ def start_of(
             config.blocks = _blocks_of(config.backbone, config.depth_blocks, vit.depth)
     model.norm_epsilon = vit.norm_epsilon
     model.learned_positions = model.learned_positions or vit.learned_positions
+    if not config.from_scratch and model.image_size != vit.image_size:
+        model.learned_positions = True
     if config.from_scratch:
         return config, None
     return config, weights
@@ -93,15 +96,14 @@ def fitted_params(weights: Weights, vit: ViT, source: str) -> PyTree:
 
 
 def _resized_positions(weights, vit):
-    """Positions for another grid: those between the ones that were learned (cubic, as in MAE's fine-tuning)."""
+    """Positions for the run's grid: those between the ones that the weights know."""
     old, width = weights.vit, weights.vit.width
     table = weights.params["stem"].get("positions")
     if table is None:
         table = sincos_2d(*old.grid, width)
     if old.grid == vit.grid:
         return np.asarray(table)
-    resized = jax.image.resize(table.reshape(*old.grid, width), (*vit.grid, width), "cubic")
-    return np.asarray(resized.reshape(-1, width))
+    return resized_positions(table, old.grid, vit.grid)
 
 
 def _blocks_of(path, depth_blocks, depth):
