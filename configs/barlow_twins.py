@@ -21,8 +21,8 @@ block. Its noise is --config.noise=0.25.
 Deviations: both are for ResNets, with LARS, weight decay 1e-6 and 10 epochs warm-up, and no recipe is published for
 ViTs. So the optimizer is that of MoCo v3 with ViTs (arXiv 2104.02057; facebookresearch/moco-v3, CONFIG.md): AdamW
 (0.9, 0.999), base learning rate 1.5e-4 for 256 images, weight decay 0.1, 40 of 300 epochs warm-up, frozen patch
-embedding. Smaller batches get four times as many dimensions as images, the ratio above. Views are cut from an image's
-centred square.
+embedding. Smaller batches get four times as many dimensions as images, the ratio above. Images are resized to
+448 x 448 before views are cut, in the image's own proportions.
 """
 
 from blockjax.config.recipes import recipe

@@ -20,7 +20,7 @@ epochs warm-up, frozen patch embedding.
 
 Deviations: AdamW in place of BYOL's own LARS, for ViTs; every block has a projector and a predictor of its own, on
 tokens that are widened to 2048 and averaged (arXiv 2302.01647), not on CLS; the average starts equal to the encoder;
-views are cut from an image's centred square.
+images are resized to 448 x 448 before views are cut, in the image's own proportions.
 """
 
 from blockjax.config.recipes import recipe

@@ -19,7 +19,8 @@ grey images (0.66), tiles standardised one by one, all eight pairs with the cent
 Deviations: that recipe is for ResNets, with SGD and 35 epochs, and none is published for ViTs. So the optimizer is the
 one with which ViTs learn ImageNet's classes, DeiT's (arXiv 2012.12877; facebookresearch/deit, main.py): AdamW
 (0.9, 0.999), 2.5e-4 for 256 images (5e-4 for 512 there), batch 1024, weight decay 0.05, 5 epochs warm-up, here of 100
-epochs, there of 300. The crop is taken from an image of 256 pixels, enlarged from the encoder's 224, not from 292.
+epochs, there of 300. The crop is taken from an image whose shorter side is 256 pixels, not 292; images are resized to
+448 x 448 first, and tiles cut from them in the image's own proportions.
 """
 
 from blockjax.config.recipes import recipe

@@ -21,7 +21,8 @@ Deviations: 1000 permutations with a Hamming distance of at least 6, where publi
 recipes are for convolutional networks, with SGD (35 epochs in the second), and none of this form is published for
 ViTs. So the optimizer is the one with which ViTs learn ImageNet's classes, DeiT's (arXiv 2012.12877;
 facebookresearch/deit, main.py): AdamW (0.9, 0.999), 2.5e-4 for 256 images (5e-4 for 512 there), batch 1024, weight
-decay 0.05, 5 epochs warm-up, here of 100 epochs, there of 300. Images are enlarged to 256 from the encoder's 224.
+decay 0.05, 5 epochs warm-up, here of 100 epochs, there of 300. Images are resized to 448 x 448 first,
+and tiles cut from them in the image's own proportions.
 """
 
 from blockjax.config.recipes import recipe

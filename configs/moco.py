@@ -22,8 +22,8 @@ dense layers without BatchNorm, 128 wide at the end, 0.999 throughout, no predic
 there it is SGD; and both views are queries, there the first alone.
 
 Deviations: every block has a projector and a predictor of its own, on tokens that are widened to 2048 and averaged
-(arXiv 2302.01647), not on CLS; views are cut from an image's centred square; only matrices decay, there all parameters;
-ViT-S has 6 heads, there 12.
+(arXiv 2302.01647), not on CLS; images are resized to 448 x 448 before views are cut, in the image's own proportions;
+only matrices decay, there all parameters; ViT-S has 6 heads, there 12.
 """
 
 from blockjax.config.recipes import recipe

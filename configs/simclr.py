@@ -20,7 +20,8 @@ decay 0.1, 40 of 300 epochs warm-up, frozen patch embedding.
 
 Deviations: AdamW in place of SimCLR's own LARS, for ViTs; the paper of MoCo v3 has BYOL's views and does not say all of
 its head and temperature, so SimCLR's are kept; every block has a projector of its own, on tokens that are widened to
-2048 and averaged (arXiv 2302.01647), not on CLS; views are cut from an image's centred square.
+2048 and averaged (arXiv 2302.01647), not on CLS; images are resized to 448 x 448 before
+views are cut, in the image's own proportions.
 """
 
 from blockjax.config.recipes import recipe

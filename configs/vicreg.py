@@ -19,8 +19,8 @@ Deviations: that recipe is for ResNets, with LARS, weight decay 1e-6, 10 epochs 
 published for ViTs. So optimizer and epochs are those of MoCo v3 with ViTs (arXiv 2104.02057; facebookresearch/moco-v3,
 CONFIG.md): AdamW (0.9, 0.999), base learning rate 1.5e-4 for 256 images, weight decay 0.1, 40 of 300 epochs warm-up,
 frozen patch embedding. Every block has a projector of its own, on tokens that are widened to 2048 and averaged (arXiv
-2302.01647). Smaller batches get four times as many dimensions as images, the ratio above. Views are cut from an image's
-centred square.
+2302.01647). Smaller batches get four times as many dimensions as images, the ratio above. Images are resized to
+448 x 448 before views are cut, in the image's own proportions.
 """
 
 from blockjax.config.recipes import recipe

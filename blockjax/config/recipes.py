@@ -24,8 +24,8 @@ def recipe(argument: str | None, objective: str, **imagenet: float) -> ml_collec
         A run that is made shorter or longer warms up for the same share of it.
 
     Whatever the source has, in all ImageNet recipes matrices decay and nothing else; the learning rate starts and ends
-    at 0; images are resampled bilinearly; every block has a head of its own. Views and tiles are cut from an image's
-    centred square at the encoder's image size, not from the whole image.
+    at 0; images are resampled bilinearly; every block has a head of its own. Views and tiles are cut, in an image's own
+    proportions, from all of it, after it was resized to a square of twice the encoder's image size.
 
     Raises:
       ValueError: the argument cannot be read.

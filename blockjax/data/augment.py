@@ -35,6 +35,7 @@ def draw_crops(
     crop_scale: tuple[float, float],
     shift: int,
     flip: bool,
+    whole: bool = False,
 ) -> Crops:
     """Draws random-resized crops, translations and flips.
 
@@ -45,9 +46,10 @@ def draw_crops(
       rng: all randomness comes from here.
       crop_scale: the least and the greatest share of the image's area; the aspect ratio is
         log-uniform in 3/4 ... 4/3, as for Inception (Szegedy et al., 2014). (1, 1) means the
-        whole image, or its centred square, without a change of aspect.
+        image's centred square, without a change of aspect.
       shift: the greatest translation along each axis, in pixels of the result.
       flip: whether to mirror every other image.
+      whole: whether (1, 1) means the whole image, of whatever aspect.
     """
     low, high = crop_scale
     if not 0 < low <= high <= 1:
@@ -55,7 +57,8 @@ def draw_crops(
             f"data.crop_scale is {tuple(crop_scale)}: it must be two numbers, 0 < low <= high <= 1."
         )
     if low == 1:
-        height_B = width_B = np.full(count, float(min(height, width)))
+        sides = (height, width) if whole else 2 * (min(height, width),)
+        height_B, width_B = (np.full(count, float(side)) for side in sides)
         top_B, left_B = (height - height_B) / 2, (width - width_B) / 2
     else:
         area_B = rng.uniform(low, high, count) * height * width
@@ -178,11 +181,13 @@ def decode_and_crop(
     crop_scale: tuple[float, float],
     shift: int,
     flip: bool,
-) -> np.ndarray:
+    whole: bool = False,
+) -> tuple[np.ndarray, float]:
     """Decodes an image of any size and takes a random crop; see `decode` and `draw_crops`.
 
     Returns:
-      uint8 [size, size, 3], low-pass filtered where the crop is larger.
+      uint8 [size, size, 3], low-pass filtered where the crop is larger; and the crop's aspect, its
+      width / height before it became a square.
 
     Raises:
       CorruptImage: the bytes cannot be decoded.
@@ -191,9 +196,12 @@ def decode_and_crop(
         open_picture(image) if isinstance(image, bytes) else Image.fromarray(array_to_rgb(image))
     )
     width, height = picture.size
-    crops = draw_crops(1, height, width, rng, crop_scale=crop_scale, shift=shift, flip=flip)
+    crops = draw_crops(
+        1, height, width, rng, crop_scale=crop_scale, shift=shift, flip=flip, whole=whole
+    )
     top, left = crops.top_B.item(), crops.left_B.item()
     right = min(left + crops.width_B.item(), width)
     bottom = min(top + crops.height_B.item(), height)
     picture = picture.resize((size, size), BILINEAR, box=(left, top, right, bottom))
-    return _translate(np.asarray(picture)[None], crops)[0]
+    aspect = crops.width_B.item() / crops.height_B.item()
+    return _translate(np.asarray(picture)[None], crops)[0], aspect

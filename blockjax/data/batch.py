@@ -14,12 +14,19 @@ class ArraySpec:
     Attributes:
       shape: of one example; a batch adds a leading axis B.
       dtype: of its values.
-      values: they are from 0 to this, exclusive; None where the data do not say.
+      values: integers are from 0 to this, exclusive; None for floats.
     """
 
     shape: tuple[int, ...]
     dtype: str
     values: int | None = None
+
+    def random(self, size: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns a host batch of this array, uniform values; floats are from 1/2 to 2, as aspects are."""
+        shape, dtype = (size, *self.shape), np.dtype(self.dtype)
+        if np.issubdtype(dtype, np.floating):
+            return rng.uniform(0.5, 2.0, shape).astype(dtype)
+        return rng.integers(0, self.values, shape, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,23 +66,26 @@ class BatchSpec:
     def random(self, size: int, seed: int = 0) -> dict[str, np.ndarray]:
         """Returns a host batch of so many examples with uniform values, to time and measure with."""
         rng = np.random.default_rng(seed)
-        return {
-            name: rng.integers(0, spec.values or 1, (size, *spec.shape), np.dtype(spec.dtype))
-            for name, spec in self.arrays
-        }
+        return {name: spec.random(size, rng) for name, spec in self.arrays}
 
 
-def image_batch(image_size: int, classes: int | None = None) -> BatchSpec:
+def image_batch(
+    image_size: int, classes: int | None = None, *, stretched: bool = False
+) -> BatchSpec:
     """Returns the description of what `blockjax.data.train` makes of images.
 
     Args:
       image_size: side in pixels.
       classes: number of labels; None where a batch has no labels.
+      stretched: whether images of any aspect became squares.
 
     Returns:
-      "image", uint8 [B, image_size, image_size, 3]; and "label", int32 [B], from 0 to `classes`, exclusive.
+      "image", uint8 [B, image_size, image_size, 3]; "label", int32 [B], from 0 to `classes`, exclusive; and of
+      stretched images "aspect", float32 [B], their width / height before.
     """
     arrays = [("image", ArraySpec((image_size, image_size, 3), "uint8", 256))]
     if classes is not None:
         arrays.append(("label", ArraySpec((), "int32", classes)))
+    if stretched:
+        arrays.append(("aspect", ArraySpec((), "float32")))
     return BatchSpec(tuple(arrays))

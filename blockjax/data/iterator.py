@@ -55,8 +55,8 @@ class Order:
 class TrainIterator(Iterator[dict[str, np.ndarray]]):
     """Endless training batches, made ahead by threads or worker processes.
 
-    A batch is a dict with `image`, uint8 [B, S, S, 3], and, for labelled sources, `label`, int32
-    [B].
+    A batch is a dict with `image`, uint8 [B, S, S, 3]; for labelled sources `label`, int32 [B]; and
+    for stretched images `aspect`, float32 [B].
     """
 
     def __init__(self, batches: Callable[[int], dict], order: Order, workers: int):

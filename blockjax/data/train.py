@@ -34,6 +34,7 @@ class _Augmentation:
     crop_scale: tuple[float, float]
     shift: int
     flip: bool
+    stretch: bool
 
     @property
     def draws(self) -> dict[str, Any]:
@@ -82,6 +83,8 @@ class _DecodedBatches:
         batch = {"image": np.empty((count, size, size, 3), np.uint8)}
         if self._source.labelled:
             batch["label"] = np.empty(count, np.int32)
+        if self._augmentation.stretch:
+            batch["aspect"] = np.empty(count, np.float32)
         positions_B, indices_B = self._order.positions(position), self._order.indices(position)
         for i, (place, index) in enumerate(zip(positions_B, indices_B, strict=True)):
             example = self._read(int(index), int(place))
@@ -99,10 +102,14 @@ class _DecodedBatches:
             try:
                 example = self._source[candidate]
                 rng = augmentation.rng(position)
-                image_HWC = augment.decode_and_crop(
-                    example["image"], augmentation.image_size, rng, **augmentation.draws
+                image_HWC, aspect = augment.decode_and_crop(
+                    example["image"],
+                    augmentation.image_size,
+                    rng,
+                    **augmentation.draws,
+                    whole=augmentation.stretch,
                 )
-                return example | {"image": image_HWC}
+                return example | {"image": image_HWC, "aspect": aspect}
             except (CorruptImage, OSError) as error:
                 refuse_if(self._on_corrupt == "error", self._source.name(candidate), error)
                 if candidate not in self._corrupt:
@@ -127,11 +134,13 @@ def train_batches(
     workers: int = 0,
     on_corrupt: str = "skip",
     rows: np.ndarray | None = None,
+    stretch: bool = False,
 ) -> TrainIterator:
     """Makes the training batches of this process: shuffled, augmented, without end.
 
     Every epoch has an order of its own and contains every example once, over all processes.
-    Small images of one size are decoded now and kept in memory; others are decoded as they come.
+    Small images of one size are decoded now and kept in memory; others are decoded as they come,
+    and so are all that are stretched.
 
     Args:
       source: the examples.
@@ -144,16 +153,18 @@ def train_batches(
       workers: processes that decode; 0 means threads. Images in memory need none.
       on_corrupt: `skip` warns and takes the next readable image instead; `error` raises.
       rows: which images of each batch this process makes, [B]; default all.
+      stretch: keep all of an image, or of its random crop, where it is no square: batches have its
+        "aspect" too, by which windows can be cut as if it was not stretched.
 
     Raises:
       ValueError: no image is readable, or one is not and `on_corrupt` is `error`; at once for
         small images, from the iterator for others.
     """
     check_on_corrupt(on_corrupt)
-    augmentation = _Augmentation(image_size, seed, tuple(crop_scale), shift, flip)
+    augmentation = _Augmentation(image_size, seed, tuple(crop_scale), shift, flip, stretch)
     rows_B = np.arange(batch_size) if rows is None else np.asarray(rows)
     order = Order(len(source), seed, batch_size, rows_B)
-    shape = _memory_shape(source, image_size)
+    shape = None if stretch else _memory_shape(source, image_size)
     if shape is None:
         return TrainIterator(
             _DecodedBatches(source, order, augmentation, on_corrupt), order, workers

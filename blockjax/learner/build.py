@@ -34,6 +34,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         learned_positions=model.learned_positions,
         norm_epsilon=model.norm_epsilon,
     )
+    stretched = task.stretched_size(model.image_size)
     rows = 1 if config.strategy == "end_to_end" else config.blocks
     objective = task.from_config(config, vit, rows)
     schedule = learning_rate_schedule(
@@ -93,7 +94,9 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         vit=vit,
         objective=objective,
         batch=image_batch(
-            model.image_size, config.classifier.classes if objective.takes_labels else None
+            stretched or model.image_size,
+            config.classifier.classes if objective.takes_labels else None,
+            stretched=stretched is not None,
         ),
         rows=rows,
         depths=config.blocks,

@@ -40,7 +40,7 @@ class Objective(abc.ABC):
       takes_labels: whether batches have a "label", int32 [B]; such an objective defines `logits`.
       bounds: of the numbers in the config that are this objective's own, by field ("head.width").
       host_crops: whether images come cropped and mirrored from the input pipeline; False where views or tiles are cut
-        on the device, from images of `source_size`.
+        on the device, see `stretched_size`.
       reconstructs: whether blocks make images; such an objective defines `picture` and `visible_picture`.
       decoder: the module of the heads where they are decoders, by which weights are exported; None elsewhere.
       fitted_shape: of what is fitted to data before training and `prepare` then takes as its third argument; None where
@@ -78,6 +78,15 @@ class Objective(abc.ABC):
         del config
 
     @classmethod
+    def stretched_size(cls, image_size: int) -> int | None:
+        """Returns the side of the squares to which the input pipeline stretches whole images, of any aspect.
+
+        So that views and tiles of an encoder with this image size are cut from all of an image, and few are enlarged.
+        None where images come as the encoder takes them: cropped by the pipeline, or small.
+        """
+        return None if cls.host_crops or image_size <= SMALL else 2 * image_size
+
+    @classmethod
     def takes_microbatches(cls, config: ml_collections.ConfigDict) -> bool:
         """Whether parts of a batch, one after another, give the loss of the whole batch under this config."""
         del config
@@ -102,7 +111,12 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, rng: jax.Array, batch: dict[str, jax.Array]) -> tuple[PyTree, PyTree]:
-        """Returns the stem's inputs (see `ViT.stem`) and all blocks' targets, of {"image": uint8 [B, H, W, 3]}."""
+        """Returns the stem's inputs (see `ViT.stem`) and all blocks' targets.
+
+        Args:
+          rng: a key for this step.
+          batch: {"image": uint8 [B, H, H, 3]}, and "aspect", float32 [B], where images are stretched.
+        """
 
     def stem(self, vit: ViT, params: PyTree, inputs: PyTree) -> PyTree:
         """Returns the first stream."""

@@ -1,9 +1,14 @@
 """Windows of images, cut out and resized on the device as matrix products."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
+from blockjax.objectives.objective import SMALL
+
 _HIGHEST = jax.lax.Precision.HIGHEST  # fewer bits would be coarser than the 8 of a pixel
+_PARTS = 16  # of a batch of images above `SMALL`, one after another: as floats they are never there together
 
 
 def crop_and_resize(
@@ -35,6 +40,28 @@ def crop_and_resize(
     Returns:
       float32 [B, size, size, C].
     """
+    count, height, width, _ = images_BHWC.shape
+    windows = top_B, left_B, height_B, width_B, flip_B
+    parts = math.gcd(count, _PARTS) if max(height, width) > SMALL else 1
+    if parts == 1:
+        return _crop_and_resize(images_BHWC, *windows, size)
+    # A part is every so many-th image: where the batch is split over devices, each has its share of every part.
+    images, *windows = jax.tree.map(
+        lambda x: x.reshape(count // parts, parts, *x.shape[1:]), [images_BHWC, *windows]
+    )
+
+    def fill(i, found):
+        part = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, i, axis=1, keepdims=False), [images, *windows]
+        )
+        made = _crop_and_resize(*part, size)
+        return jax.lax.dynamic_update_index_in_dim(found, made, i, axis=1)
+
+    found = jnp.zeros((*images.shape[:2], size, size, images.shape[-1]))
+    return jax.lax.fori_loop(0, parts, fill, found).reshape(count, *found.shape[2:])
+
+
+def _crop_and_resize(images_BHWC, top_B, left_B, height_B, width_B, flip_B, size):
     _, height, width, _ = images_BHWC.shape
     rows_BSH = _interpolation(top_B, height_B, height, size)
     columns_BSW = _interpolation(left_B, width_B, width, size, flip_B)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from blockjax.learner.learner import Learner
 from blockjax.models.heads import l2_normalize
+from blockjax.objectives.resample import crop_and_resize
 from blockjax.sharding.mesh import replicated
 from blockjax.strategies.state import TrainState
 
@@ -45,13 +46,18 @@ def monitor(learner: Learner, mesh, state: TrainState, images_BHWC: jax.Array) -
       learner: the run's functions.
       mesh: over whose devices the state and the images are split.
       state: that of the run.
-      images_BHWC: uint8.
+      images_BHWC: uint8, square; of another size than the encoder's they are resized.
 
     Returns:
       {name: [K]}.
     """
     backbone, params = learner.backbone, learner.backbone_params(state)
-    inputs = backbone.inputs(images_BHWC[:IMAGES])
+    images_BHWC = images_BHWC[:IMAGES]
+    count, side, size = *images_BHWC.shape[:2], learner.vit.image_size
+    if side != size:  # views are cut from larger ones
+        zero_B, side_B = jnp.zeros(count), jnp.full(count, float(side))
+        images_BHWC = crop_and_resize(images_BHWC, zero_B, zero_B, side_B, side_B, size) / 255.0
+    inputs = backbone.inputs(images_BHWC)
     found, _ = backbone.read(params, inputs, lambda tokens: spread(backbone.pooled(tokens, "mean")))
     return replicated(found, mesh)
 

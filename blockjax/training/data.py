@@ -75,11 +75,12 @@ def host_batches(
     config: ml_collections.ConfigDict, source: Source, rows: np.ndarray | None = None
 ) -> TrainIterator:
     """Returns the training batches of a resolved config on the host, see `train_batches`."""
-    data = config.data
+    data, side = config.data, config.model.image_size
+    stretched = TASKS[config.objective].stretched_size(side)
     return train_batches(
         source,
         batch_size=config.batch_size,
-        image_size=config.model.image_size,
+        image_size=stretched or side,
         seed=config.seed,
         flip=data.flip,
         crop_scale=tuple(data.crop_scale),
@@ -87,4 +88,5 @@ def host_batches(
         workers=data.workers,
         on_corrupt=data.on_corrupt,
         rows=rows,
+        stretch=stretched is not None,
     )

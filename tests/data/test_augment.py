@@ -173,7 +173,7 @@ def test_applies_exif_orientation(orientation):
     data = encoded(stored, "PNG", exif=exif)
     np.testing.assert_array_equal(decode_lib.decode(data), np.asarray(upright))
     assert decode_lib.image_shape(data) == (4, 6)
-    crop = augment.decode_and_crop(data, 4, np.random.default_rng(0), **WHOLE)
+    crop, _ = augment.decode_and_crop(data, 4, np.random.default_rng(0), **WHOLE)
     np.testing.assert_array_equal(crop, np.asarray(upright)[:, 1:5])
 
 
@@ -212,7 +212,7 @@ def test_decode_and_crop_takes_the_crop_that_was_drawn():
     for seed in range(8):
         crops = augment.draw_crops(1, 200, 300, np.random.default_rng(seed), **draws)
         top, left, height, width, _, _, flip = (field.item() for field in crops)
-        image = augment.decode_and_crop(smooth, 32, np.random.default_rng(seed), **draws)
+        image, _ = augment.decode_and_crop(smooth, 32, np.random.default_rng(seed), **draws)
         assert image.shape == (32, 32, 3)
         # The middle of the crop keeps its place whatever the filter.
         np.testing.assert_allclose(image[15:17, :, 0].mean(), top + height / 2, atol=1.5)
@@ -224,7 +224,7 @@ def test_decode_and_crop_takes_the_crop_that_was_drawn():
 
 def test_decode_and_crop_shifts():
     image = random_images(1, 8, 8)[0]
-    result = augment.decode_and_crop(
+    result, _ = augment.decode_and_crop(
         image, 8, np.random.default_rng(3), crop_scale=(1, 1), shift=2, flip=True
     )
     expected = augment.augment_batch(

@@ -93,6 +93,27 @@ def test_batches(tmp_path, train, make_source):
     np.testing.assert_array_equal(images, batch["label"])  # each image has its own label
 
 
+def test_stretched_batches_keep_all_of_an_image_and_say_its_aspect(tmp_path, train):
+    wide = Image.fromarray(numbered_images(1, 120)[0]).resize((120, 80))
+    for name, picture, orientation in (("a", wide, 1), ("b", wide, 6), ("c", wide.rotate(90), 1)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        (tmp_path / "train" / name).mkdir(parents=True)
+        picture.save(tmp_path / "train" / name / "image.png", exif=exif)
+    (tmp_path / "test").mkdir()
+    source = open_source(f"folder:{tmp_path}", "train")
+    batch = next(train(source, batch_size=3, image_size=64, stretch=True, **PLAIN))
+    assert batch["aspect"].dtype == np.float32 and batch["image"].shape == (3, 64, 64, 3)
+    aspects = dict(zip(batch["label"].tolist(), batch["aspect"].tolist(), strict=True))
+    assert aspects == {0: 1.5, 1: pytest.approx(2 / 3), 2: 1.5}
+    image = batch["image"][batch["label"].tolist().index(0)]
+    np.testing.assert_array_equal(image, wide.resize((64, 64), Image.Resampling.BILINEAR))
+    # Small images of one shape are stretched too.
+    small = arrays_source(tmp_path)
+    batch = next(train(small, batch_size=3, image_size=16, stretch=True, **PLAIN))
+    np.testing.assert_array_equal(batch["aspect"], np.ones(3))
+
+
 def test_unlabelled_batches(tmp_path, train):
     arrays_source(tmp_path)
     source = open_source(f"arrays:{tmp_path}/unlabelled.npz", "train")

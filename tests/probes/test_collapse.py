@@ -52,3 +52,13 @@ def test_every_readout_depth_is_looked_at(strategy):
     for k, block in enumerate(features):
         for name, value in spread(jnp.asarray(block)).items():
             np.testing.assert_allclose(found[name][k], value, rtol=1e-3, atol=1e-4)
+
+
+def test_larger_images_are_looked_at_as_large_as_the_encoder_takes_them():
+    learner = tiny_learner(**{"model.depth": 1, "blocks": 1})
+    state, batch = jax.jit(learner.init)(jax.random.key(0)), images()
+    found = monitor(learner, None, state, batch.repeat(2, axis=1).repeat(2, axis=2))
+    params = learner.backbone_params(state)
+    (features,) = array_features(learner.backbone, params, batch, pool=1)
+    for name, value in spread(jnp.asarray(features)).items():
+        np.testing.assert_allclose(found[name][0], value, rtol=0.1)

@@ -125,7 +125,7 @@ class ContextPrediction(Objective):
 
         Args:
           rng: a key for this step.
-          batch: {"image": uint8 [B, H, H, 3]}.
+          batch: {"image": uint8 [B, H, H, 3]}, and "aspect", float32 [B], where images are stretched.
 
         Returns:
           Inputs of the stem, {"patches": float32 [B, 9, N, P], "positions": int32 [B, 9, N]}, tiles in raster order;
@@ -134,7 +134,7 @@ class ContextPrediction(Objective):
         images = batch["image"]
         labels = np.arange(_DIRECTIONS, dtype=np.int32)[None]
         labels = jnp.broadcast_to(labels, (images.shape[0], _DIRECTIONS))
-        return self.tiles.inputs(rng, images), {"labels": labels}
+        return self.tiles.inputs(rng, images, batch.get("aspect")), {"labels": labels}
 
     def loss(
         self, head: PyTree, stream: jax.Array, targets: PyTree, rng: jax.Array

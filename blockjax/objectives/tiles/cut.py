@@ -38,37 +38,46 @@ _STD_FLOOR = 1e-3
 
 
 def cut_tiles(
-    rng: jax.Array, images_BHWC: jax.Array, image_size: int, crop: int, size: int, gray: float
+    rng: jax.Array,
+    images_BHWC: jax.Array,
+    image_size: int,
+    crop: int,
+    size: int,
+    gray: float,
+    aspect_B: jax.Array | None = None,
 ) -> jax.Array:
     """Cuts nine tiles from each image, one from each cell of a 3 x 3 grid.
 
-    The image is resized to `image_size`, a random square of side `crop` is divided into nine cells, and a tile is cut
-    from each cell, at a random offset drawn for every tile: the gap of random width keeps edges from running on from
-    tile to tile (arXiv 1505.05192, 1603.09246; in the latter a crop of 255 and tiles of 64). Some images lose their
-    colours, all nine tiles alike, because a lens shifts colours by an amount that tells the place in the image
-    (1505.05192; as a share of the images in google/revisiting-self-supervised, patch_utils.py, and
+    The image is resized so that its shorter side is `image_size`, a random square of side `crop` is divided into nine
+    cells, and a tile is cut from each cell, at a random offset drawn for every tile: the gap of random width keeps
+    edges from running on from tile to tile (arXiv 1505.05192, 1603.09246; in the latter a crop of 255 and tiles of 64).
+    Some images lose their colours, all nine tiles alike, because a lens shifts colours by an amount that tells the
+    place in the image (1505.05192; as a share of the images in google/revisiting-self-supervised, patch_utils.py, and
     bbrattoli/JigsawPuzzlePytorch, JigsawImageLoader.py). Each channel of each tile gets mean 0 and standard deviation
     1, so that brightness and contrast do not tell which tiles are neighbours (the two repositories just named).
 
     Args:
       rng: a key.
       images_BHWC: uint8, square.
-      image_size: side in pixels to which images are resized.
+      image_size: shorter side in pixels to which images are resized.
       crop: side of the square in pixels of the resized image; divisible by 3.
       size: side of a tile in pixels of the resized image.
       gray: probability that an image's tiles are grey.
+      aspect_B: float, width / height that the images had before they were stretched to squares; None where they were
+        not.
 
     Returns:
       Tiles [B, 9, S, S, 3], float32; they need no further standardisation.
     """
     window_rng, gray_rng = jax.random.split(rng)
     images, side = images_BHWC.shape[:2]
-    windows_9B2 = draw_windows(window_rng, images, side, image_size, crop, size)
-    length_B = jnp.full((images,), size * side / image_size, jnp.float32)
+    windows_9B2 = draw_windows(window_rng, images, side, image_size, crop, size, aspect_B)
+    length_B2 = size * side / resized_sides(image_size, aspect_B)
+    height_B, width_B = jnp.broadcast_to(length_B2, (images, 2)).T.astype(jnp.float32)
 
     def cut(window_B2):
         top_B, left_B = window_B2[:, 0], window_B2[:, 1]
-        return crop_and_resize(images_BHWC, top_B, left_B, length_B, length_B, size) / 255.0
+        return crop_and_resize(images_BHWC, top_B, left_B, height_B, width_B, size) / 255.0
 
     # A tile is one window of the original, resampled once: there is no need for the resized image. One tile after
     # another, because what lies between resampling rows and columns is larger than the tiles.
@@ -81,8 +90,23 @@ def cut_tiles(
     return tiles / jnp.maximum(std, _STD_FLOOR)
 
 
+def resized_sides(image_size: int, aspect_B: jax.Array | None) -> np.ndarray | jax.Array:
+    """Returns heights and widths of images whose shorter side is `image_size`, [B, 2]; of squares [1, 2]."""
+    if aspect_B is None:
+        return np.full((1, 2), image_size)
+    return image_size * jnp.stack(
+        [jnp.maximum(1.0, 1.0 / aspect_B), jnp.maximum(1.0, aspect_B)], axis=1
+    )
+
+
 def draw_windows(
-    rng: jax.Array, images: int, side: int, image_size: int, crop: int, size: int
+    rng: jax.Array,
+    images: int,
+    side: int,
+    image_size: int,
+    crop: int,
+    size: int,
+    aspect_B: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the top and left corners of tiles, float32 [9, B, 2] in pixels of images of so large a side.
 
@@ -98,13 +122,15 @@ def draw_windows(
       image_size: see `cut_tiles`.
       crop: see `cut_tiles`.
       size: see `cut_tiles`.
+      aspect_B: see `cut_tiles`.
     """
     crop_rng, offset_rng = jax.random.split(rng)
     cell = crop // 3
-    corner = jax.random.uniform(crop_rng, (1, images, 2), maxval=image_size - crop)
+    sides_B2 = resized_sides(image_size, aspect_B)
+    corner = jax.random.uniform(crop_rng, (1, images, 2), maxval=sides_B2[None] - crop)
     offset = jax.random.uniform(offset_rng, (CELLS, images, 2), maxval=cell - size)
     place = np.stack(np.divmod(np.arange(CELLS), 3), axis=1)[:, None] * cell
-    return (corner + offset + place) * (side / image_size)
+    return (corner + offset + place) * (side / sides_B2)[None]
 
 
 def tile_inputs(
@@ -162,14 +188,20 @@ class Tiles:
         """The largest offset of a tile in its cell, in pixels of the resized image."""
         return self.crop // 3 - self.size
 
-    def cut(self, rng: jax.Array, images_BHWC: jax.Array) -> jax.Array:
+    def cut(
+        self, rng: jax.Array, images_BHWC: jax.Array, aspect_B: jax.Array | None = None
+    ) -> jax.Array:
         """Returns tiles [B, 9, S, S, 3], see `cut_tiles`."""
-        return cut_tiles(rng, images_BHWC, self.image_size, self.crop, self.size, self.gray)
+        how = self.image_size, self.crop, self.size, self.gray
+        return cut_tiles(rng, images_BHWC, *how, aspect_B)
 
-    def inputs(self, rng: jax.Array, images_BHWC: jax.Array) -> dict[str, jax.Array]:
+    def inputs(
+        self, rng: jax.Array, images_BHWC: jax.Array, aspect_B: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """Returns encoder inputs, see `tile_inputs`; with the same key, of the tiles that `picture` shows."""
         cut_rng, window_rng = jax.random.split(rng)
-        return tile_inputs(window_rng, self.cut(cut_rng, images_BHWC), self.patch_size, self.grid)
+        tiles = self.cut(cut_rng, images_BHWC, aspect_B)
+        return tile_inputs(window_rng, tiles, self.patch_size, self.grid)
 
     def picture(
         self, rng: jax.Array, images_BHWC: jax.Array, order_B9: jax.Array | None = None

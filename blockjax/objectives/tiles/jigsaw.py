@@ -157,7 +157,7 @@ class Jigsaw(Objective):
 
         Args:
           rng: a key for this step.
-          batch: {"image": uint8 [B, H, H, 3]}.
+          batch: {"image": uint8 [B, H, H, 3]}, and "aspect", float32 [B], where images are stretched.
 
         Returns:
           Inputs of the stem, {"patches": float32 [B, 9, N, P], "positions": int32 [B, 9, N]}, tiles in raster order;
@@ -166,7 +166,7 @@ class Jigsaw(Objective):
         tiles_rng, labels_rng = jax.random.split(rng)
         images = batch["image"]
         labels = self._labels(labels_rng, images.shape[0])
-        return self.tiles.inputs(tiles_rng, images), {"labels": labels}
+        return self.tiles.inputs(tiles_rng, images, batch.get("aspect")), {"labels": labels}
 
     def _labels(self, rng, images):
         return jax.random.randint(rng, (images, self.per_image), 0, self.permutations)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from blockjax.checks import one_of
+from blockjax.objectives.objective import SMALL
 from blockjax.objectives.resample import crop_and_resize, mix_axes
 
 _ATTEMPTS = 10  # at a window that fits into the image, as in torchvision's RandomResizedCrop
@@ -95,7 +96,13 @@ def find_recipe(name: str) -> tuple[View, View]:
     return RECIPES[name]
 
 
-def two_views(rng: jax.Array, images_BHWC: jax.Array, recipe_name: str, size: int) -> jax.Array:
+def two_views(
+    rng: jax.Array,
+    images_BHWC: jax.Array,
+    recipe_name: str,
+    size: int,
+    aspect_B: jax.Array | None = None,
+) -> jax.Array:
     """Draws two views of each image.
 
     Args:
@@ -103,6 +110,7 @@ def two_views(rng: jax.Array, images_BHWC: jax.Array, recipe_name: str, size: in
       images_BHWC: uint8, RGB.
       recipe_name: a key of `RECIPES`.
       size: the side of the views, in pixels.
+      aspect_B: see `augment`.
 
     Returns:
       float32 [B, 2, size, size, 3] in [0, 1].
@@ -116,37 +124,59 @@ def two_views(rng: jax.Array, images_BHWC: jax.Array, recipe_name: str, size: in
             f"two_views wants uint8 images, 0 to 255, and got {images_BHWC.dtype}; augment takes "
             "floats in [0, 1]"
         )
-    unit_BHWC = images_BHWC.astype(jnp.float32) / 255.0
+    if max(images_BHWC.shape[1:3]) <= SMALL:
+        images_BHWC = images_BHWC.astype(jnp.float32) / 255.0  # once for both views
     rngs = jax.random.split(rng, 2)
-    views = [augment(r, unit_BHWC, v, size) for r, v in zip(rngs, recipe, strict=True)]
+    views = [augment(r, images_BHWC, v, size, aspect_B) for r, v in zip(rngs, recipe, strict=True)]
     return jnp.stack(views, axis=1)
 
 
-def augment(rng: jax.Array, images_BHWC: jax.Array, view: View, size: int) -> jax.Array:
+def augment(
+    rng: jax.Array,
+    images_BHWC: jax.Array,
+    view: View,
+    size: int,
+    aspect_B: jax.Array | None = None,
+) -> jax.Array:
     """Draws one view of each image.
 
     Args:
       rng: all randomness comes from here.
-      images_BHWC: float RGB in [0, 1].
+      images_BHWC: RGB, float in [0, 1] or uint8.
       view: what is drawn, and how strongly.
       size: the side of the result, in pixels.
+      aspect_B: float, width / height that the images had before they were stretched to this size: windows have their
+        area, ratio and place in the image as it was. None where they were not.
 
     Returns:
       float32 [B, size, size, 3] in [0, 1].
 
     Raises:
-      ValueError: the images are integers.
+      ValueError: the images are other integers.
     """
-    if not jnp.issubdtype(images_BHWC.dtype, jnp.floating):
-        raise ValueError(f"augment wants floats in [0, 1] and got {images_BHWC.dtype} images")
+    is_uint8 = images_BHWC.dtype == jnp.uint8
+    if not is_uint8 and not jnp.issubdtype(images_BHWC.dtype, jnp.floating):
+        raise ValueError(
+            f"augment wants floats in [0, 1] or uint8, and got {images_BHWC.dtype} images"
+        )
     count, height, width, _ = images_BHWC.shape
     numbers_rng, order_rng = jax.random.split(rng)
     # An image's numbers are one row, drawn in one call: a dozen calls took longer to compile than all that follows.
     numbers_BR = jax.random.uniform(numbers_rng, (count, len(_NUMBERS) + 2 * _ATTEMPTS))
     drawn = dict(zip(_NUMBERS, numbers_BR.T, strict=False))
-    windows = _windows(drawn, numbers_BR[:, len(_NUMBERS) :], height, width, view)
+    numbers_BR = numbers_BR[:, len(_NUMBERS) :]
+    if aspect_B is None:
+        windows = _windows(drawn, numbers_BR, height, width, view)
+    else:
+        stretched_B = width / (height * aspect_B)
+        top_B, left_B, height_B, width_B = _windows(
+            drawn, numbers_BR, height, height * aspect_B, view
+        )
+        windows = top_B, left_B * stretched_B, height_B, width_B * stretched_B
     flip_B = drawn["flip"] < view.flip if view.flip else None
     images_BHWC = crop_and_resize(images_BHWC, *windows, size, flip_B)
+    if is_uint8:
+        images_BHWC = images_BHWC / 255.0
     steps = (
         ("jitter", view.jitter, lambda x: _jitter(drawn, order_rng, x, view)),
         ("gray", view.gray, _gray),
@@ -161,21 +191,25 @@ def augment(rng: jax.Array, images_BHWC: jax.Array, view: View, size: int) -> ja
 
 
 def _windows(drawn, numbers_BR, height, width, view):
-    """Returns tops, lefts, heights and widths; where no attempt fits, the largest window of an allowed ratio."""
-    area_BA = _between(numbers_BR[:, :_ATTEMPTS], *view.scale) * (height * width)
+    """Returns tops, lefts, heights and widths; where no attempt fits, the largest window of an allowed ratio.
+
+    The images' height and width are numbers, or arrays [B].
+    """
+    height_B1, width_B1 = (jnp.reshape(side, (-1, 1)) for side in (height, width))
+    area_BA = _between(numbers_BR[:, :_ATTEMPTS], *view.scale) * (height_B1 * width_B1)
     ratio_BA = jnp.exp(_between(numbers_BR[:, _ATTEMPTS:], *map(math.log, view.ratio)))
     height_BA = jnp.sqrt(area_BA / ratio_BA)
     width_BA = jnp.sqrt(area_BA * ratio_BA)
-    fits_BA = (height_BA <= height) & (width_BA <= width)
+    fits_BA = (height_BA <= height_B1) & (width_BA <= width_B1)
     fits_B = fits_BA.any(axis=1)
     first_B1 = fits_BA.argmax(axis=1, keepdims=True)
-    nearest = min(max(width / height, view.ratio[0]), view.ratio[1])
+    nearest_B = jnp.clip(width / height, *view.ratio)
 
     def chosen(sides_BA, largest):
         return jnp.where(fits_B, jnp.take_along_axis(sides_BA, first_B1, axis=1)[:, 0], largest)
 
-    height_B = chosen(height_BA, min(height, width / nearest))
-    width_B = chosen(width_BA, min(width, height * nearest))
+    height_B = chosen(height_BA, jnp.minimum(height, width / nearest_B))
+    width_B = chosen(width_BA, jnp.minimum(width, height * nearest_B))
     return drawn["top"] * (height - height_B), drawn["left"] * (width - width_B), height_B, width_B
 
 

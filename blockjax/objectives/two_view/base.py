@@ -88,7 +88,7 @@ class TwoView(Objective):
 
     def prepare(self, rng: jax.Array, batch: dict[str, jax.Array]) -> tuple[PyTree, PyTree]:
         """Makes two views of each image: inputs [B, 2, N, P], and no targets."""
-        views = two_views(rng, batch["image"], self.recipe, self.image_size)
+        views = two_views(rng, batch["image"], self.recipe, self.image_size, batch.get("aspect"))
         flat = views.reshape(-1, *views.shape[2:])
         patches = standardize_unit(patchify(flat, self.patch_size))
         patches = patches.reshape(*views.shape[:2], *patches.shape[1:])
