@@ -119,7 +119,7 @@ class Learner:
 
     def abstract_state(self) -> TrainState:
         """Returns the state's shapes and dtypes without making it."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
     def abstract_row(self) -> BlockState:
         """Returns the shapes and dtypes of one block's state."""
