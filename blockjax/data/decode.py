@@ -24,11 +24,13 @@ def refuse_if(refuse: bool, name: str, error: Exception) -> None:
         ) from error
 
 
-def none_readable(source: Source) -> str:
-    return (
-        f"{source.description}: not one image can be read, the first is {source.name(0)}. Change "
-        "data.source."
-    )
+def check_readable(source: Source, images: int) -> None:
+    """Raises `CorruptImage` where none of a source's images could be read."""
+    if not images:
+        raise CorruptImage(
+            f"{source.description}: not one image can be read, the first is {source.name(0)}. Change "
+            "data.source."
+        )
 
 
 def decode_all(
@@ -41,7 +43,7 @@ def decode_all(
     """Decodes the examples at `indices` in threads and brings them to `shape` by `fit`.
 
     Returns:
-      Images, uint8 [N, *shape, 3], and labels, int32 [N], or None; without the unreadable ones.
+      Images, uint8 [N, *shape, 3], and labels, int32 [N], or None; without the unreadable ones, perhaps none.
     """
     images_NHWC = np.empty((len(indices), *shape, 3), np.uint8)
     labels_N = np.zeros(len(indices), np.int32)
@@ -58,8 +60,6 @@ def decode_all(
     with ThreadPoolExecutor(cpu_count()) as pool:
         errors = list(pool.map(read, range(len(indices))))
     bad = [place for place, error in enumerate(errors) if error is not None]
-    if len(bad) == len(indices):
-        raise CorruptImage(none_readable(source))
     if bad:
         refuse_if(on_corrupt == "error", source.name(int(indices[bad[0]])), errors[bad[0]])
         names = [f"{source.name(int(indices[place]))} ({errors[place]})" for place in bad[:10]]

@@ -6,7 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from blockjax.data.decode import check_on_corrupt, decode_all, resize_and_center_crop
+from blockjax.data.decode import (
+    check_on_corrupt,
+    check_readable,
+    decode_all,
+    resize_and_center_crop,
+)
 from blockjax.data.sources.source import Source
 
 
@@ -30,7 +35,9 @@ def evaluation_images(
     check_on_corrupt(on_corrupt)
     indices = _evaluated(len(source), limit)
     fit = functools.partial(resize_and_center_crop, size=image_size)
-    return decode_all(source, indices, fit, (image_size, image_size), on_corrupt)
+    images_NHWC, labels_N = decode_all(source, indices, fit, (image_size, image_size), on_corrupt)
+    check_readable(source, len(images_NHWC))
+    return images_NHWC, labels_N
 
 
 def evaluation_batches(
@@ -43,7 +50,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Yields what `evaluation_images` returns, in parts, the next one decoded meanwhile; for sources of any size.
 
-    Args and errors are those of `evaluation_images`; `batch_size` images are a part, less where some are unreadable.
+    Args and errors are those of `evaluation_images`; `batch_size` images are a part, less where some are unreadable. A
+    part without readable images is left out.
     """
     check_on_corrupt(on_corrupt)
     indices = _evaluated(len(source), limit)
@@ -54,13 +62,17 @@ def evaluation_batches(
         chosen = indices[start : start + batch_size]
         return decode_all(source, chosen, fit, shape, on_corrupt)
 
+    readable = 0
     with ThreadPoolExecutor(1) as ahead:
         waiting = ahead.submit(part, 0)
         for start in range(batch_size, len(indices) + batch_size, batch_size):
-            ready = waiting.result()
+            images, labels = waiting.result()
             if start < len(indices):
                 waiting = ahead.submit(part, start)
-            yield ready
+            readable += len(images)
+            if len(images):
+                yield images, labels
+    check_readable(source, readable)
 
 
 def _evaluated(examples: int, limit: int | None) -> np.ndarray:

@@ -12,10 +12,10 @@ from blockjax.data import augment
 from blockjax.data.decode import (
     CorruptImage,
     check_on_corrupt,
+    check_readable,
     decode_all,
     fit,
     image_shape,
-    none_readable,
     refuse_if,
 )
 from blockjax.data.iterator import Order, TrainIterator
@@ -119,7 +119,7 @@ class _DecodedBatches:
                         error,
                     )
                 self._corrupt.add(candidate)
-        raise CorruptImage(none_readable(self._source))
+        check_readable(self._source, 0)
 
 
 def train_batches(
@@ -173,6 +173,7 @@ def train_batches(
         shape = (image_size, image_size)  # what is left of augmentation moves whole pixels
     to_shape = functools.partial(fit, height=shape[0], width=shape[1])
     images_NHWC, labels_N = decode_all(source, np.arange(len(source)), to_shape, shape, on_corrupt)
+    check_readable(source, len(images_NHWC))
     order = dataclasses.replace(order, size=len(images_NHWC))
     logging.info("%s; kept in memory as %s.", source.description, images_NHWC.shape)
     return TrainIterator(_MemoryBatches(images_NHWC, labels_N, order, augmentation), order, 0)

@@ -11,7 +11,7 @@ from absl import logging
 from PIL import Image
 
 from blockjax.data import train as train_lib
-from blockjax.data.evaluation import evaluation_images
+from blockjax.data.evaluation import evaluation_batches, evaluation_images
 from blockjax.data.prefetch import DevicePrefetch
 from blockjax.data.sources import open_source
 
@@ -347,6 +347,19 @@ def test_evaluation_leaves_corrupt_images_out(tmp_path, warnings):
     np.testing.assert_array_equal(labels, [0, 1, 3, 4, 5, 6, 7, 8, 10, 11])
     np.testing.assert_array_equal(images[:, 4, 4, 0], labels)
     assert len(warnings) == 1 and source.name(2) in warnings[0] and source.name(9) in warnings[0]
+
+
+def test_parts_of_an_evaluation_without_readable_images_are_left_out(tmp_path, warnings):
+    source = folder_source(tmp_path)
+    corrupt(tmp_path, 0, 1, 2, 3, 4, 10, 11)
+    parts = list(evaluation_batches(source, 8, 5))
+    assert [labels.tolist() for _, labels in parts] == [[5, 6, 7, 8, 9]]
+    assert len(warnings) == 2
+    with pytest.raises(ValueError, match=r"00/image\.png.*data\.on_corrupt"):
+        list(evaluation_batches(source, 8, 5, on_corrupt="error"))
+    corrupt(tmp_path, *range(12))
+    with pytest.raises(ValueError, match=r"not one image can be read.*data\.source"):
+        list(evaluation_batches(source, 8, 5))
 
 
 def test_evaluation_without_labels(tmp_path):
