@@ -108,7 +108,7 @@ def _images(run: Run, paths) -> np.ndarray:
     for file in files[:_MOST]:
         try:
             decoded = decode(file.read_bytes())
-        except CorruptImage as error:
+        except (CorruptImage, OSError) as error:
             raise CorruptImage(f"{file}: {error}") from error
         found.append(resize_and_center_crop(decoded, side))
     return np.stack(found)

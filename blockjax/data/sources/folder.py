@@ -6,6 +6,7 @@ from itertools import compress
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from blockjax.data.sources.source import Source, description_of
 from blockjax.data.sources.splits import (
@@ -55,10 +56,29 @@ class FolderSource(Source):
 
 
 def open_folder(root: Path, split: str) -> FolderSource:
+    """Opens one split of <root>/<split>/<class>, <root>/<class>, <root>/<split> or <root>.
+
+    Folders called train, test, val or validation are splits. One alone that has images in it, beside other folders of
+    images, could as well be a class, and is refused.
+
+    Raises:
+      ValueError: there is no such split or no image, the folders can be read in two ways, or not at all.
+    """
     if not root.is_dir():
         raise ValueError(f"data.source names the folder {root}, which does not exist.")
+    try:
+        return _open_folder(root, split)
+    except OSError as error:  # links that lead nowhere, folders of others
+        raise ValueError(
+            f"data.source names {root}, in which {error.filename} cannot be read: {error.strerror}. "
+            "Repair or remove it."
+        ) from error
+
+
+def _open_folder(root, split):
     base, bounds = parse_split(split)
     parts = [name for name in ("train", *TEST_NAMES) if (root / name).is_dir()]
+    _check_parts(root, parts, base)
     if parts and base not in parts and (root / base).is_dir():
         parts.append(base)
     part, held_out = choose_part(base, parts, f"the folder {root}")
@@ -87,6 +107,31 @@ def open_folder(root: Path, split: str) -> FolderSource:
     )
 
 
+def _check_parts(root, parts, base):
+    """Refuses what could be a split or a class, and names folders of images that are neither."""
+    others = [n for n in _subfolders(root) if n not in (*parts, base)] if parts else []
+    others = sorted(n for n in others if _has_images(root / n))
+    if not others:
+        return
+    others = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    if len(parts) == 1 and _has_images(root / parts[0], below=False):
+        raise ValueError(
+            f"data.source names {root}, where {parts[0]} could be a split or a class beside {others}. If it is a "
+            f"class, move all of them into {root / 'train'}; if it is a split, move the others out of {root}."
+        )
+    logging.warning(
+        "%s has the splits %s; %s beside them are not read.", root, ", ".join(parts), others
+    )
+
+
+def _has_images(folder: Path, below: bool = True) -> bool:
+    for _, folders, names in os.walk(folder):
+        folders[:] = filter(_visible, folders) if below else []
+        if any(map(_is_image, names)):
+            return True
+    return False
+
+
 def _subfolders(folder: Path) -> list[str]:
     return [entry.name for entry in os.scandir(folder) if entry.is_dir() and _visible(entry.name)]
 
@@ -98,11 +143,13 @@ def _image_files(root: Path, folder: str) -> list[str]:
         below[:] = filter(_visible, below)
         directory = os.path.relpath(directory, root)
         files += [
-            os.path.normpath(os.path.join(directory, name))
-            for name in names
-            if _visible(name) and name.lower().endswith(SUFFIXES)
+            os.path.normpath(os.path.join(directory, name)) for name in names if _is_image(name)
         ]
     return sorted(files)
+
+
+def _is_image(name: str) -> bool:
+    return _visible(name) and name.lower().endswith(SUFFIXES)
 
 
 def _visible(name: str) -> bool:

@@ -6,6 +6,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from absl import logging
 from PIL import Image
 
 from blockjax.data.sources import open_source
@@ -104,6 +105,48 @@ def test_folder_errors(tmp_path):
         open_source(f"folder:{tmp_path}", "foo")
     with pytest.raises(ValueError, match=r"'train\[:a\]' is not understood.*data\.train_split"):
         open_source(f"folder:{tmp_path}", "train[:a]")
+
+
+@pytest.mark.parametrize("name", ["train", "test", "val"])
+def test_a_class_with_the_name_of_a_split_is_not_taken_for_one(tmp_path, name):
+    for folder in ("bus", "car", name):
+        for i in range(3):
+            write_image(tmp_path / folder / f"{i}.png")
+    message = (
+        rf"{name} could be a split or a class beside bus, car\. .*class, move all .*split, move"
+    )
+    for split in ("train", "test"):
+        with pytest.raises(ValueError, match=message):
+            open_source(f"folder:{tmp_path}", split)
+    # Moved, as the message says, they are three classes.
+    (tmp_path / "all").mkdir()
+    for folder in ("bus", "car", name):
+        (tmp_path / folder).rename(tmp_path / "all" / folder)
+    (tmp_path / "all").rename(tmp_path / "train")
+    source = open_source(f"folder:{tmp_path}", "train")
+    assert source.class_names == sorted(["bus", "car", name])
+
+
+def test_folders_beside_splits_are_named(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: lines.append(text % args))
+    write_image(tmp_path / "train" / "cat" / "a.png")
+    write_image(tmp_path / "extra" / "a.png")
+    (tmp_path / "notes").mkdir()
+    assert open_source(f"folder:{tmp_path}", "extra").labels is None
+    assert not lines
+    assert open_source(f"folder:{tmp_path}", "train").class_names == ["cat"]
+    assert len(lines) == 1 and "splits train; extra beside" in lines[0]
+
+
+def test_links_in_a_circle_are_named(tmp_path):
+    write_image(tmp_path / "folder" / "cat" / "a.png")
+    (tmp_path / "folder" / "loop").symlink_to("loop")
+    with pytest.raises(ValueError, match=r"folder/loop cannot be read: Too many levels.*Repair"):
+        open_source(f"folder:{tmp_path}/folder", "train")
+    for kind in ("folder", "arrays"):
+        with pytest.raises(ValueError, match=r"folder/loop, which does not exist"):
+            open_source(f"{kind}:{tmp_path}/folder/loop", "train")
 
 
 IMAGES = np.arange(30 * 4 * 5 * 3, dtype=np.uint8).reshape(30, 4, 5, 3)
