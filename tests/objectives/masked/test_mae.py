@@ -84,9 +84,9 @@ def test_pixels_are_compared_in_the_inputs_scale():
 
 def test_a_schedule_drops_the_last_tokens():
     objective = tiny_learner(**{"mask.schedule": "0.5,0.5,0.75,0.75"}).objective
-    assert [objective.enter(k) is None for k in range(4)] == [True, True, False, True]
+    assert [objective.cut(k) is None for k in range(4)] == [True, True, False, True]
     tokens = np.arange(9)[None, :, None]
-    np.testing.assert_array_equal(objective.enter(2)(tokens), tokens[:, :5])  # CLS and 4 of 16
+    np.testing.assert_array_equal(objective.cut(2)(tokens), tokens[:, :5])  # CLS and 4 of 16
 
 
 def test_loss_against_numpy():
@@ -155,9 +155,9 @@ def test_pictures_of_perfect_predictions_are_the_images(normalize):
 
     object.__setattr__(objective, "decode", Perfect.decode)
     tokens = jnp.zeros((8, 7, 32))
-    picture = objective.picture({}, tokens, batch, order)
+    picture = objective.picture({}, tokens, batch, targets)
     np.testing.assert_allclose(picture, batch / 255.0, atol=1e-4)
-    visible = np.asarray(objective.visible_picture(batch, order))
+    visible = np.asarray(objective.visible_picture(batch, targets))
     np.testing.assert_array_equal(objective.views(jax.random.key(0), batch)["visible"], visible)
     shown = np.isclose(patchify(visible, 8), patchify(batch / 255.0, 8), atol=1e-4).all(axis=-1)
     assert np.all(shown.sum(axis=1) == 6)  # of 16 patches
