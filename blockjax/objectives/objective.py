@@ -86,6 +86,11 @@ class Objective(abc.ABC):
         """
         return None if cls.host_crops or image_size <= SMALL else 2 * image_size
 
+    @staticmethod
+    def check_examples(config: ml_collections.ConfigDict, examples: int) -> None:
+        """Raises ValueError for settings that so many training images do not allow."""
+        del config, examples
+
     @classmethod
     def takes_microbatches(cls, config: ml_collections.ConfigDict) -> bool:
         """Whether parts of a batch, one after another, give the loss of the whole batch under this config."""

@@ -104,6 +104,11 @@ def _read_arrays(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]
                 f"{label_key} of {path} is {labels.dtype}{list(labels.shape)}: it must hold one "
                 f"integer for each of the {len(images)} images."
             )
+        if labels.size and not 0 <= labels.min() <= labels.max() < 2**31:
+            raise ValueError(
+                f"{label_key} of {path} goes from {labels.min()} to {labels.max()}: classes are numbered from 0; leave "
+                "images without a class out, or the labels"
+            )
         labels = labels.reshape(-1).astype(np.int32)
     chosen = np.arange(len(images))[held_out_mask(len(images), held_out)]
     chosen = chosen[slice_indices(len(chosen), bounds)]

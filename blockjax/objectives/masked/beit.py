@@ -144,6 +144,21 @@ class Beit(Objective):
                 f"{chosen.codes} codes; set a larger tokenizer.examples or a smaller tokenizer.codes"
             )
 
+    @staticmethod
+    def check_examples(config: ml_collections.ConfigDict, examples: int) -> None:
+        """Checks that there are patches for all codes.
+
+        Raises:
+          ValueError: there are too few images to fit the vocabulary to, and to check it on.
+        """
+        images, chosen = min(examples, config.tokenizer.examples), config.tokenizer
+        fitted = images - max(1, images // _HOLD_OUT)
+        if fitted * _patches(config) < chosen.codes:
+            raise ValueError(
+                f"tokenizer.codes {chosen.codes}: the {fitted} images to which they are fitted have "
+                f"{fitted * _patches(config)} patches; set a smaller tokenizer.codes, or train on more images"
+            )
+
     @property
     def fitted_shape(self) -> tuple[int, int]:
         """That of the centroids, (V, P)."""
