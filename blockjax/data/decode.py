@@ -13,11 +13,13 @@ from blockjax.data.sources.source import Source
 
 
 def check_on_corrupt(on_corrupt: str) -> None:
+    """Raises ValueError unless it is one of the two ways to treat images that cannot be read."""
     if on_corrupt not in ("skip", "error"):
         raise ValueError(f"data.on_corrupt is {on_corrupt!r}: it must be 'skip' or 'error'.")
 
 
 def refuse_if(refuse: bool, name: str, error: Exception) -> None:
+    """Raises ValueError for an image that cannot be read, if such images are refused."""
     if refuse:
         raise ValueError(
             f"Cannot read {name}: {error}. Repair or remove it, or set data.on_corrupt to 'skip'."
@@ -162,6 +164,11 @@ def _open_header(encoded: bytes) -> Image.Image:
 
 
 def open_picture(encoded: bytes) -> Image.Image:
+    """Returns an encoded image as RGB, upright.
+
+    Raises:
+      CorruptImage: the bytes cannot be decoded.
+    """
     picture = _open_header(encoded)
     try:
         picture.load()
@@ -198,6 +205,7 @@ def _picture_to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def array_to_rgb(image: np.ndarray) -> np.ndarray:
+    """Returns uint8 [H, W] or [H, W, 1, 3 or 4] as [H, W, 3]."""
     if image.ndim == 2:
         image = image[:, :, None]
     if image.shape[2] == 1:

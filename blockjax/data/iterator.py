@@ -17,6 +17,7 @@ _END = 2**60  # positions end here, which is never
 
 
 def cpu_count() -> int:
+    """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

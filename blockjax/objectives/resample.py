@@ -81,6 +81,7 @@ def _interpolation(start_B, length_B, source, size, reverse_B=None):
     return weights_BSN / weights_BSN.sum(axis=2, keepdims=True)
 
 
-def mix_axes(rows_BSH, columns_BTW, images_BHWC):
+def mix_axes(rows_BSH: jax.Array, columns_BTW: jax.Array, images_BHWC: jax.Array) -> jax.Array:
+    """Returns images whose rows and columns are weighted sums of the given ones, [B, S, T, C]."""
     images_BSWC = jnp.einsum("bsh,bhwc->bswc", rows_BSH, images_BHWC, precision=_HIGHEST)
     return jnp.einsum("btw,bswc->bstc", columns_BTW, images_BSWC, precision=_HIGHEST)

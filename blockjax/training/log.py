@@ -49,7 +49,12 @@ class MetricsLog:
             )
         self._called = now
 
-    def step(self, step, metrics, monitored, now):
+    def step(self, step: int, metrics: dict, monitored: dict, now: float) -> None:
+        """Takes the metrics of one step, {name: [K]}, which ended at this time.
+
+        Raises:
+          FloatingPointError: a loss or a gradient norm is not finite; names the blocks.
+        """
         config = self._run.config
         _check_finite(step, metrics)
         if not self._run.is_logged(step):

@@ -110,6 +110,7 @@ class _Tensor:
 def format_tensors(
     names: Format, vit: ViT, decoder: SelfAttentionDecoder | None
 ) -> Iterator[_Tensor]:
+    """Yields the tensors of an encoder, and of a decoder if there is one, by a format's names and shapes."""
     width, side, values = vit.width, vit.patch_size, vit.patch_size**2 * 3
     positions = (1, 1 + vit.patches, width)
     yield _Tensor(names.cls, (1, 1, width), ("stem", "cls"), "same")

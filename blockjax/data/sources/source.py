@@ -84,5 +84,6 @@ def fraction_of(source: Source, fraction: float, seed: int) -> Source:
 
 
 def description_of(title: str, count: int, class_names: Sequence[str] | None) -> str:
+    """Returns what logs call a source."""
     classes = f" in {len(class_names)} classes" if class_names else ""
     return f"{title}: {count:,} images{classes}"

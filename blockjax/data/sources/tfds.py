@@ -114,6 +114,7 @@ def find_builder(name: str, data_dir: str | None = None):
 
 
 def catalogue() -> list[str]:
+    """Returns the names of TFDS's own data sets."""
     import tensorflow_datasets as tfds
 
     # Listing the sets of the community needs TensorFlow.
@@ -127,6 +128,11 @@ def prepare_command(name: str, data_dir: str | None) -> str:
 
 
 def open_tfds(name: str, split: str, data_dir: str | None) -> Source:
+    """Opens one split of a prepared data set; see `open_source` for the arguments.
+
+    Raises:
+      DatasetUnavailable: it is unknown or not prepared; says how to prepare it.
+    """
     from blockjax.data import builders
 
     builder = find_builder(name, data_dir)
