@@ -5,6 +5,7 @@ import time
 import jax
 import numpy as np
 
+from blockjax.data.sources.splits import held_out
 from blockjax.probes.knn import TEMPERATURE, knn_accuracies
 from blockjax.probes.linear import PENALTIES, linear_accuracy, standardizer
 from blockjax.probes.sgd import EPOCHS, RATES, sgd_accuracy
@@ -50,7 +51,7 @@ def probes(examples: int, width: int, tests: int = 5000, classes: int = 10) -> N
 
     def descent():
         """As many epochs at as many rates, the best by held-out data; an example at a time."""
-        held = np.arange(examples) % 10 == 9
+        held = held_out(train[1], 10)
 
         def fitted(rate, rows):
             model = SGDClassifier(

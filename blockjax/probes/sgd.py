@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from blockjax.data.sources.splits import held_out
 from blockjax.probes.linear import classifier_accuracies, standardizer
 
 # MAE's linear probe (facebookresearch/mae, main_linprobe.py): 90 epochs, 10 of them warm-up, momentum 0.9, no weight
@@ -33,7 +34,7 @@ def sgd_accuracy(
 
     BatchNorm without scale and offset stands in front (here with the statistics of all training features), then a dense
     layer that starts with a standard deviation of 0.01; SGD with momentum, LARS for batches of 4,096 and more. All of
-    `RATES` are trained at once; the best on held-out data, every tenth example, is trained on all.
+    `RATES` are trained at once; the best on held-out data, a tenth of each class, is trained on all.
 
     Args:
       train_features: float [N, F].
@@ -45,7 +46,7 @@ def sgd_accuracy(
       seed: of the first weights and the order.
     """
     mean, std = standardizer(train_features)
-    held = np.arange(len(train_features)) % 10 == 9
+    held = held_out(np.asarray(train_labels), 10)
     train = functools.partial(
         _train_softmax,
         train_features,

@@ -166,6 +166,20 @@ def test_softmax_regression_learns_what_ridge_regression_does():
     assert sgd.sgd_accuracy(train[0], shuffled, *test, 4, epochs=5) < 0.5
 
 
+def test_rates_are_chosen_on_a_tenth_of_each_class(monkeypatch):
+    features, labels = np.zeros((80, 2), np.float32), np.arange(80) % 10
+    chosen = []
+
+    def train(features, labels, rows, *, rates, **rest):
+        chosen.append(rows)
+        return np.zeros((len(rates), 2, 10), np.float32), np.zeros((len(rates), 10), np.float32)
+
+    monkeypatch.setattr(sgd, "_train_softmax", train)
+    sgd.sgd_accuracy(features, labels, features, labels, 10)
+    np.testing.assert_array_equal(np.bincount(labels[~chosen[0]]), np.ones(10))
+    assert chosen[1].all()
+
+
 def test_steps_of_softmax_regression_by_hand():
     """Two steps of SGD with momentum, of other examples at other rates, each classifier by itself."""
     features, labels = blobs(10)

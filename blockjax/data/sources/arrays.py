@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from blockjax.data.sources.source import Source, description_of
-from blockjax.data.sources.splits import choose_part, held_out_mask, parse_split, slice_indices
+from blockjax.data.sources.splits import choose_part, of_side, parse_split, slice_indices
 
 
 class ArraysSource(Source):
@@ -110,7 +110,7 @@ def _read_arrays(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]
                 "images without a class out, or the labels"
             )
         labels = labels.reshape(-1).astype(np.int32)
-    chosen = np.arange(len(images))[held_out_mask(len(images), held_out)]
+    chosen = np.flatnonzero(of_side(labels, len(images), held_out))
     chosen = chosen[slice_indices(len(chosen), bounds)]
     if len(chosen) == len(images):
         return images, labels

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from blockjax.data.sources.source import Source, description_of
 from blockjax.data.sources.splits import (
     TEST_NAMES,
     choose_part,
-    held_out_mask,
+    of_side,
     parse_split,
     slice_indices,
 )
@@ -94,10 +93,10 @@ def _open_folder(root, split):
         raise ValueError(
             f"data.source names {root / part}, which has no image files ({', '.join(SUFFIXES)})."
         )
-    groups = [list(compress(files, held_out_mask(len(files), held_out))) for files in groups]
     files = [file for group in groups for file in group]
     labels_B = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
-    chosen = slice_indices(len(files), bounds)
+    chosen = np.flatnonzero(of_side(labels_B, len(files), held_out))
+    chosen = chosen[slice_indices(len(chosen), bounds)]
     return FolderSource(
         root,
         [files[i] for i in chosen],

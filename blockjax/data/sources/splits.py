@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-HOLD_OUT = 10  # where there is no test part, every tenth example is one
+HOLD_OUT = 10  # where there is no test part, one in ten examples of each class is it
 # Folders and array files name their second part in several ways.
 TEST_NAMES = ("test", "val", "validation")
 _SPLIT = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
@@ -41,13 +41,13 @@ def choose_part(base: str, parts: Sequence[str], where: str) -> tuple[str, str |
     """Finds what to read for the split `base` where there are `parts`, perhaps none.
 
     Returns:
-      The part ("" where there are none), and "train" or "test" if that part has to give every
-      tenth example to the other side.
+      The part ("" where there are none), and "train" or "test" if that part has to give a tenth of
+      its examples to the other side.
     """
     no_test = not set(parts) & set(TEST_NAMES)
     if no_test and base in ("train", *TEST_NAMES) and (not parts or "train" in parts):
         if base == "train":  # every run opens it
-            logging.info("%s has no test part: every tenth example is held out.", where)
+            logging.info("%s has no test part: a tenth of each class is held out.", where)
         return ("train" if parts else ""), ("train" if base == "train" else "test")
     for name in (base, *TEST_NAMES) if base in TEST_NAMES else (base,):
         if name in parts:
@@ -58,7 +58,26 @@ def choose_part(base: str, parts: Sequence[str], where: str) -> tuple[str, str |
     )
 
 
-def held_out_mask(count: int, side: str | None) -> np.ndarray:
-    """Returns the mask of the examples that belong to `side`; all of them where it is None."""
-    test = (np.arange(count) % HOLD_OUT == 0) & (count > 1)
-    return {None: np.ones(count, bool), "train": ~test, "test": test}[side]
+def of_side(labels: np.ndarray | None, count: int, side: str | None) -> np.ndarray:
+    """Returns the mask of the examples that belong to `side`, [count]; all of them where it is None."""
+    if side is None:
+        return np.ones(count, bool)
+    test = held_out(np.zeros(count, int) if labels is None else labels, HOLD_OUT)
+    return test if side == "test" else ~test
+
+
+def held_out(labels: np.ndarray, every: int) -> np.ndarray:
+    """Returns the mask of one in so many examples of each class, drawn at random but always the same.
+
+    A class of fewer has one, and a class of one example none; where all classes have one they do not matter.
+    """
+    if len(np.unique(labels)) == len(labels):
+        labels = np.zeros(len(labels), int)
+    # Not every so many-th example: where labels are periodic, that meets some classes only.
+    order = np.random.RandomState(0).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # class after class
+    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    place = np.arange(len(labels)) - np.repeat(starts, counts)  # in its class
+    mask = np.zeros(len(labels), bool)
+    mask[order] = (place % every == 0) & (np.repeat(counts, counts) > 1)
+    return mask

@@ -22,13 +22,15 @@ def names(source, root):
     return [os.path.relpath(source.name(i), root) for i in range(len(source))]
 
 
-def test_folder_of_classes_holds_out_every_tenth_file_of_each_class(tmp_path):
+def test_folder_of_classes_holds_out_a_tenth_of_each_class(tmp_path):
     for name, count in (("cat", 20), ("dog", 5), ("eel", 1)):
         for i in range(count):
             write_image(tmp_path / name / f"{i:02}.png")
     train, test = (open_source(f"folder:{tmp_path}", split) for split in ("train", "test"))
-    assert names(test, tmp_path) == ["cat/00.png", "cat/10.png", "dog/00.png"]
+    assert [name[:3] for name in names(test, tmp_path)] == ["cat", "cat", "dog"]
     assert len(train) == 23
+    again = open_source(f"folder:{tmp_path}", "test")
+    assert names(again, tmp_path) == names(test, tmp_path)
     assert not set(names(train, tmp_path)) & set(names(test, tmp_path))
     assert train.class_names == test.class_names == ["cat", "dog", "eel"]
     np.testing.assert_array_equal(np.bincount(train.labels), [18, 4, 1])
@@ -63,7 +65,7 @@ def test_folder_with_a_train_part_only_holds_out(tmp_path):
     for i in range(20):
         write_image(tmp_path / "train" / f"{i:02}.png")
     train, test = (open_source(f"folder:{tmp_path}", split) for split in ("train", "test"))
-    assert names(test, tmp_path) == ["train/00.png", "train/10.png"]
+    assert len(test) == 2 and names(test, tmp_path)[0].startswith("train/")
     assert len({*names(train, tmp_path), *names(test, tmp_path)}) == 20
 
 
@@ -75,7 +77,8 @@ def test_flat_folder_has_no_labels(tmp_path):
     assert source.labels is None and source.class_names is None and not source.labelled
     example = source[0]
     assert example.keys() == {"image"}
-    assert np.asarray(Image.open(BytesIO(example["image"])))[0, 0, 0] == 1
+    value = np.asarray(Image.open(BytesIO(example["image"])))[0, 0, 0]
+    assert names(source, tmp_path)[0] == f"{value}.bmp"
 
 
 def test_slices_of_a_folder_are_mixed_and_complete(tmp_path):
@@ -168,13 +171,32 @@ def test_arrays(tmp_path, arrays, train, test):
     source = open_source(f"arrays:{tmp_path}/a.npz", "train")
     held_out = open_source(f"arrays:{tmp_path}/a.npz", "test")
     assert (len(source), len(held_out)) == (train, test)
-    kept = np.arange(30) if train == 30 else np.flatnonzero(np.arange(30) % 10)
-    np.testing.assert_array_equal(source[3]["image"], IMAGES[kept[3]])
+    kept = [
+        int(np.flatnonzero((source[i]["image"] == IMAGES).all((1, 2, 3)))[0]) for i in range(train)
+    ]
+    assert kept == sorted(set(kept))
     np.testing.assert_array_equal(source.labels, LABELS[kept])
     assert source[3]["label"] == LABELS[kept[3]]
+    if train < 30:  # the rest
+        assert not any(
+            (IMAGES[kept] == held_out[i]["image"]).all((1, 2, 3)).any() for i in range(test)
+        )
     assert held_out.labelled == ("labels" in arrays or ("test_images" not in arrays and train < 30))
     sliced = open_source(f"arrays:{tmp_path}/a.npz", "train[:50%]")
     assert len(sliced) == round(train / 2)
+
+
+@pytest.mark.parametrize("period", [2, 5, 10])
+def test_a_tenth_of_each_class_is_held_out_where_labels_are_periodic(tmp_path, period):
+    labels = np.arange(200) % period
+    np.savez(tmp_path / "a.npz", images=np.zeros((200, 4, 4), np.uint8), labels=labels)
+    held_out = open_source(f"arrays:{tmp_path}/a.npz", "test")
+    np.testing.assert_array_equal(np.bincount(held_out.labels), [20 // period] * period)
+
+
+def test_what_is_held_out_of_classes_of_one_example(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((30, 4, 4), np.uint8), labels=np.arange(30))
+    assert len(open_source(f"arrays:{tmp_path}/a.npz", "test")) == 3
 
 
 @pytest.mark.parametrize(
