@@ -153,3 +153,13 @@ def test_compiled_for_tpu_blockwise_does_not_grow_with_depth(monkeypatch):
     assert max(at_12, at_24, at_48) < 1.02 * min(at_12, at_24, at_48)
     assert tpu_temp("end_to_end", 24) > 5 * at_24
     assert tpu_temp("end_to_end", 24, "layer") > at_24
+
+
+@needs_libtpu
+def test_a_state_is_described_for_devices_that_are_not_there(monkeypatch):
+    for name, value in parse_target("v5e").environment().items():
+        monkeypatch.setenv(name, value)
+    learner = tiny_learner()
+    with jax.set_mesh(make_mesh((1, 1, 1), parse_target("v5e").devices())):
+        state = learner.abstract_state()  # no key, nor anything else, can be made there
+    assert state.step.dtype == jnp.int32
