@@ -32,7 +32,7 @@ from blockjax.report.command import begin, check_devices
 from blockjax.report.progress import Progress
 from blockjax.report.table import render_table
 from blockjax.sharding.mesh import make_mesh
-from blockjax.weights.loading import Run, is_run, open_run, open_weights
+from blockjax.weights.loading import Run, check_heads, is_run, open_run, open_weights
 from blockjax.workdir.files import write_bytes_atomic, write_json_atomic
 from blockjax.workdir.metrics import read_metrics
 
@@ -55,6 +55,7 @@ def main() -> None:
     add("--data_dir", help="of TFDS; default: the run's")
     add("--train_split", help="learned from (default: the run's)")
     add("--test_split", help="accuracy is measured on (default: the run's)")
+    add("--heads", type=int, help="of the attention, for weights that do not say it")
     add("--blocks", default="all", help="such as 1,4 (default: %(default)s)")
     add(
         "--probes",
@@ -92,6 +93,7 @@ def evaluate(
     data_dir: str | None = None,
     train_split: str | None = None,
     test_split: str | None = None,
+    heads: int | None = None,
     blocks: str = "all",
     probes: str = "knn,linear,few_shot",
     readouts: str = "all",
@@ -111,7 +113,7 @@ def evaluate(
     Raises:
       ValueError: an argument that cannot be used, or data without labels.
     """
-    subject = _Subject.of(workdir)
+    subject = _Subject.of(workdir, heads)
     names = _chosen("--probes", probes, probe_lib.PROBES)
     at = _depths(blocks, subject.backbone.blocks)
     known = FEATURE_READOUTS
@@ -214,8 +216,12 @@ class _Subject:
     description: str
 
     @classmethod
-    def of(cls, path: str) -> "_Subject":
-        return cls._of_run(open_run(path)) if is_run(path) else cls._of_weights(path)
+    def of(cls, path: str, heads: int | None) -> "_Subject":
+        if not is_run(path):
+            return cls._of_weights(path, heads)
+        run = open_run(path)
+        check_heads(run.backbone.vit, heads, path)
+        return cls._of_run(run)
 
     @classmethod
     def _of_run(cls, run: Run) -> "_Subject":
@@ -241,8 +247,8 @@ class _Subject:
         )
 
     @classmethod
-    def _of_weights(cls, path: str) -> "_Subject":
-        weights = open_weights(path)
+    def _of_weights(cls, path: str, heads: int | None) -> "_Subject":
+        weights = open_weights(path, heads=heads)
         vit = weights.vit
         mesh = make_mesh((jax.device_count(), 1, 1))
         everywhere = jax.NamedSharding(mesh, jax.P())

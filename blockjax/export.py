@@ -25,6 +25,7 @@ from blockjax.weights.loading import (
     OWN_FORMAT,
     SAVED_FIELDS,
     Run,
+    check_heads,
     is_run,
     open_run,
     open_weights,
@@ -45,6 +46,7 @@ def main() -> None:
     add = parser.add_argument
     add("--workdir", required=True, help="of a run; or a folder or file of weights, to convert")
     add("--blocks", type=int, help="the first so many blocks of the run (default: all)")
+    add("--heads", type=int, help="of the attention, for weights that do not say it")
     add("--format", required=True, choices=FORMATS, help="safetensors: this package's own names")
     add("--output", required=True, help="a folder that does not exist yet")
     arguments = parser.parse_args()
@@ -52,13 +54,23 @@ def main() -> None:
     begin()
     check_devices()
     try:
-        export(arguments.workdir, arguments.format, arguments.output, arguments.blocks)
+        export(
+            arguments.workdir,
+            arguments.format,
+            arguments.output,
+            arguments.blocks,
+            arguments.heads,
+        )
     except ValueError as error:
         sys.exit(f"error: {error}")
 
 
 def export(
-    workdir: str | os.PathLike, form: str, output: str | os.PathLike, blocks: int | None = None
+    workdir: str | os.PathLike,
+    form: str,
+    output: str | os.PathLike,
+    blocks: int | None = None,
+    heads: int | None = None,
 ) -> Path:
     """Writes weights, the config files that a library reads beside them, and README.md.
 
@@ -68,6 +80,7 @@ def export(
         decoder too, if there is one.
       output: the folder; it appears when it is complete.
       blocks: the first so many of a run; default all.
+      heads: of the attention, for weights that do not say it.
 
     Returns:
       The folder.
@@ -81,7 +94,11 @@ def export(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} exists; name a folder that does not")
     run = open_run(workdir) if is_run(workdir) else None
-    weights = open_weights(workdir, blocks) if run is None else run.weights(blocks)
+    if run is None:
+        weights = open_weights(workdir, blocks, heads)
+    else:
+        check_heads(run.backbone.vit, heads, workdir)
+        weights = run.weights(blocks)
     unfinished = output.with_name(f".{output.name}-{os.getpid()}.unfinished")
     try:
         unfinished.mkdir(parents=True)

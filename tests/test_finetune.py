@@ -129,7 +129,7 @@ def test_backbones_that_do_not_fit(pretrained, tmp_path):
         UnusableWeights, match=r"stem\.embed\.kernel has shape \(192, 32\), .*\(48, 32\)"
     ):
         Training(tiny_config(**start, **{"model.patch_size": 4}), tmp_path / "c")
-    with pytest.raises(UnusableWeights, match=r"has 2 heads, and the config model\.heads=4"):
+    with pytest.raises(UnusableWeights, match=r"has 2 heads, and not 4; .*model\.heads"):
         Training(tiny_config(**start, **{"model.heads": 4}), tmp_path / "d")
     with pytest.raises(ValueError, match=r"9 blocks: the run in .* has 4"):
         Training(config_of(pretrained, depth_blocks=9), tmp_path / "e")

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 
 from blockjax import config as config_lib
 from blockjax.learner.build import make_learner
@@ -142,31 +143,56 @@ def is_run(path: str | os.PathLike) -> bool:
     return any((Path(path) / name).exists() for name in ("checkpoints", "metrics.jsonl"))
 
 
-def open_weights(path: str | os.PathLike, blocks: int | None = None, **options: Any) -> Weights:
+def open_weights(
+    path: str | os.PathLike, blocks: int | None = None, heads: int | None = None
+) -> Weights:
     """Opens an encoder: the first blocks of a run, an exported folder, or weights of another library.
 
     Args:
       path: a workdir; a folder with weights; or a file of them.
       blocks: how many of a run's blocks; default all. Weights are one piece and taken whole.
-      **options: for weights, `heads`, `decoder_heads`, `norm_epsilon`, `channel_mean` and `channel_std` of
-        `from_tensors`, where the files do not say them.
+      heads: of the encoder's attention, for weights that do not say it; default: 64 channels a head, and a warning.
 
     Raises:
-      ValueError: there is nothing of the kind, or it cannot be used.
+      ValueError: there is nothing of the kind, it cannot be used, or it says another number of heads.
     """
     path = Path(path)
     if is_run(path):
-        return open_run(path).weights(blocks)
+        run = open_run(path)
+        check_heads(run.backbone.vit, heads, path)
+        return run.weights(blocks)
     if blocks is not None:
         raise ValueError(f"{path} is no run but one encoder: it has no blocks to choose")
     tensors = read_tensors(path)
     said = _said_beside(path)
     if said.get("format") == OWN_FORMAT:
-        return _from_own(tensors, said, path)
-    return from_tensors(tensors, source=str(path), **{**_options(said), **options})
+        weights = _from_own(tensors, said, path)
+    else:
+        options = _options(said)
+        weights = from_tensors(tensors, source=str(path), **{"heads": heads, **options})
+        if heads is None and "heads" not in options:
+            logging.warning(
+                "%s does not say how many heads its attention has: %d are assumed, of 64 channels each. If it has "
+                "others, all features are wrong: say how many (heads=, --heads or --config.model.heads)",
+                path,
+                weights.vit.heads,
+            )
+    check_heads(weights.vit, heads, path)
+    return weights
 
 
-def load(path: str | os.PathLike, blocks: int | None = None) -> tuple[Backbone, PyTree]:
+def check_heads(vit: ViT, heads: int | None, source: str | os.PathLike) -> None:
+    """Raises ValueError where somebody asks for another number of heads than an encoder has."""
+    if heads not in (None, vit.heads):
+        raise UnusableWeights(
+            f"{source} has {vit.heads} heads, and not {heads}; leave heads out (heads=, --heads or model.heads), or "
+            f"set it to {vit.heads}"
+        )
+
+
+def load(
+    path: str | os.PathLike, blocks: int | None = None, *, heads: int | None = None
+) -> tuple[Backbone, PyTree]:
     """Opens an encoder for use.
 
     `features, params = blockjax.load("runs/quickstart", blocks=3)`, and then `features(params, images)`.
@@ -174,14 +200,16 @@ def load(path: str | os.PathLike, blocks: int | None = None) -> tuple[Backbone, 
     Args:
       path: the workdir of a run, a folder or a file of weights.
       blocks: how many of a run's blocks; default all.
+      heads: of the attention, for weights that do not say it: no tensor tells, and with another number all features are
+        wrong. Default: 64 channels a head, as in all ViTs of the papers but H, and a warning.
 
     Returns:
       `features`, a pure function `features(params, images, readout="mean")`, see `Backbone.__call__`; and `params`.
 
     Raises:
-      ValueError: there is nothing of the kind, or it cannot be used.
+      ValueError: there is nothing of the kind, it cannot be used, or it says another number of heads.
     """
-    weights = open_weights(path, blocks)
+    weights = open_weights(path, blocks, heads)
     params = jax.tree.map(jax.numpy.asarray, weights.params)
     norm, layers = jax.tree.map(lambda leaf: leaf[None], (params["norm"], params["layers"]))
     return Backbone(weights.vit, 1), {

@@ -198,9 +198,10 @@ def _encoder_of(names, tensors, source, heads, norm_epsilon):
     up = tensors.get(f"{names.layers.format(0)}{names.layer['up']}.weight")
     ratio = 4.0 if up is None or up.ndim != 2 else up.shape[0] / width
     heads = heads or max(1, width // 64)
-    if width % heads:
+    if heads < 1 or width % heads:
         raise UnusableWeights(
-            f"{source}: width {width} is not divisible by {heads} heads; say how many: heads="
+            f"{source}: width {width} is not divisible by {heads} heads; say how many (heads=, --heads or "
+            "--config.model.heads)"
         )
     return ViT(
         image_size=rows * side,

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from blockjax.models.position import resized_positions, sincos_2d
-from blockjax.models.vit import ViT
+from blockjax.models.vit import PRESETS, ViT
 from blockjax.weights import UnusableWeights, Weights
 from blockjax.weights.loading import is_run, open_weights
 
@@ -43,8 +43,10 @@ def start_of(
         return config, None
     config = config.copy_and_resolve_references()
     config.unlock()
-    weights = open_weights(config.backbone, config.depth_blocks)
-    vit, model = weights.vit, config.model
+    model = config.model
+    heads = model.heads or PRESETS.get(model.preset, (None,))[-1]
+    weights = open_weights(config.backbone, config.depth_blocks, heads)
+    vit = weights.vit
     fields = ["image_size", "patch_size"]
     if model.preset is None:  # else it says what is open
         model.preset, model.mlp_ratio = "ti", vit.mlp_ratio
@@ -88,10 +90,6 @@ def fitted_params(weights: Weights, vit: ViT, source: str) -> PyTree:
                 f"to those of the weights: width {weights.vit.width}, depth {weights.vit.depth}, patch_size "
                 f"{weights.vit.patch_size}, or depth_blocks to as many blocks as the config has layers for"
             )
-    if weights.vit.heads != vit.heads:
-        raise UnusableWeights(
-            f"backbone {source} has {weights.vit.heads} heads, and the config model.heads={vit.heads}"
-        )
     return params
 
 

@@ -6,10 +6,13 @@ import os
 import numpy as np
 import pytest
 
+from blockjax.evaluate import evaluate
+from blockjax.export import export
 from blockjax.models.vit import ViT
 from blockjax.weights import UnusableWeights, from_tensors, read_tensors, to_tensors
 from blockjax.weights.files import write_tensors
 from blockjax.weights.loading import load, open_weights
+from tests.tiny import images
 from tests.weights.made import made_weights
 
 
@@ -164,3 +167,31 @@ def test_pytorch_files(tmp_path, tensors):
     ):
         with pytest.raises(UnusableWeights, match=message):
             read_tensors(tmp_path / name)
+
+
+def test_heads_that_no_file_says(tmp_path, tensors, caplog):
+    """Features are those of the right number; a guess is said, and what contradicts a file is refused."""
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, tensors)
+    features, params = load(path, heads=4)
+    assert features.vit.heads == 4 and not caplog.records
+    batch = images(2)
+    right = features(params, batch)
+    guessed, params = load(path)
+    assert guessed.vit.heads == 1 and not np.allclose(guessed(params, batch), right, atol=1e-3)
+    (record,) = caplog.records
+    assert "1 are assumed, of 64 channels each" in record.getMessage()
+    assert "heads=" in record.getMessage() and record.levelname == "WARNING"
+    export(path, "timm", tmp_path / "timm", heads=4)
+    assert load(tmp_path / "timm")[0].vit.heads == 4  # said beside it
+    assert len(caplog.records) == 1
+    for open_it in (
+        lambda: load(tmp_path / "timm", heads=2),
+        lambda: export(tmp_path / "timm", "mae", tmp_path / "mae", heads=2),
+        lambda: evaluate(str(tmp_path / "timm"), heads=2),
+    ):
+        with pytest.raises(UnusableWeights, match=r"timm has 4 heads, and not 2; leave heads out"):
+            open_it()
+    for heads in (5, -1):
+        with pytest.raises(UnusableWeights, match=rf"not divisible by {heads} heads; .*--heads"):
+            load(path, heads=heads)

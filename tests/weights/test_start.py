@@ -39,13 +39,13 @@ def file(tmp_path):
 
 
 def test_fixed_positions_stay_fixed_at_their_own_size(file):
-    config, vit, params = started(file, **{"model.heads": 1})
+    config, vit, params = started(file, **{"model.heads": 4})
     assert not vit.learned_positions and "positions" not in params["stem"]
     assert not config.model.learned_positions
 
 
 def test_positions_at_another_size_lie_between_those_of_the_backbone(file):
-    config, vit, params = started(file, **{"model.heads": 1, "model.image_size": 64})
+    config, vit, params = started(file, **{"model.heads": 4, "model.image_size": 64})
     expected = resized_positions(sincos_2d(4, 4, 48), (4, 4), (8, 8))
     np.testing.assert_array_equal(params["stem"]["positions"], expected)
     # The config that stands in the workdir describes the same encoder, without the backbone.
@@ -56,7 +56,7 @@ def test_positions_at_another_size_lie_between_those_of_the_backbone(file):
     norm = {"scale": np.ones(48, np.float32), "bias": np.zeros(48, np.float32)}
     for form in ("timm", "huggingface"):
         tensors = to_tensors(Weights(bare, {**params, "norm": norm}), form)
-        back = from_tensors(tensors, source="test", heads=1)
+        back = from_tensors(tensors, source="test", heads=4)
         assert back.vit.learned_positions and back.vit.grid == (8, 8)
         np.testing.assert_array_equal(back.params["stem"]["positions"], expected)
 
@@ -64,3 +64,13 @@ def test_positions_at_another_size_lie_between_those_of_the_backbone(file):
 def test_an_encoder_from_scratch_has_the_fixed_positions_of_its_size(file):
     _, vit, params = started(file, from_scratch=True, **{"model.image_size": 64})
     assert params is None and not vit.learned_positions
+
+
+def test_heads_that_no_file_says_are_those_of_the_config(file, caplog):
+    assert started(file, **{"model.heads": 4})[1].heads == 4
+    assert not caplog.records
+    assert started(file)[1].heads == 1  # 64 channels each
+    assert "does not say how many heads" in caplog.text and "--config.model.heads" in caplog.text
+    (file.parent / "config.json").write_text('{"num_attention_heads": 2}')
+    with pytest.raises(ValueError, match=r"has 2 heads, and not 4; .*model\.heads"):
+        started(file, **{"model.heads": 4})
