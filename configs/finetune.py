@@ -6,7 +6,7 @@ The backbone is a workdir (--config.depth_blocks=3 takes its first three blocks)
 of weights. --config.tune_blocks=1 trains the last block only, 0 the classifier alone; --config.from_scratch=True
 starts an encoder of the same size from random numbers; with another --config.model.image_size than the backbone's its
 positions are interpolated, and train if the first block does; --config.data.fraction=0.01 takes one label in a hundred;
---config.strategy=blockwise gives every block a classifier of its own.
+--config.strategy=blockwise gives every block a classifier of its own. Accuracy is that of all test images.
 
 Measured on the embedded data, all 4,000 labels, mean of seeds 0, 1 and 2: 0.886 from the quickstart, 0.861 from its
 end-to-end twin, 0.465 from random numbers; 6 minutes on one core. With a tenth of the labels (data.fraction=0.1,

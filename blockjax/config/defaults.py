@@ -156,6 +156,6 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.probe = probe = ml_collections.ConfigDict()
     probe.train_examples = 20_000  # at most so many images to learn a probe from
-    probe.test_examples = 10_000
+    probe.test_examples = 10_000  # and to test it; classifiers that were trained are tested on all
     probe.pool = 2  # a feature is the block's tokens averaged over a pool x pool grid
     return config
