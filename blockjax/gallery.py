@@ -102,7 +102,7 @@ def tasks(images_BHWC: np.ndarray, patch_size: int, seed: int = 0) -> bytes:
         except ValueError as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
-        made = objective.views(rng, shown, *known)
+        made = objective.seen(rng, shown, *known)
         rows |= {f"{name}: {key}": np.asarray(made[key]) for key in made if key != "image"}
     return figures.grid(rows)
 

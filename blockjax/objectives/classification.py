@@ -185,7 +185,7 @@ class Classification(Objective):
         right = logits.argmax(axis=-1) == targets["shares"].argmax(axis=-1)
         return loss, {"accuracy": right.astype(jnp.float32).mean()}
 
-    def views(self, rng: jax.Array, images_BHWC: jax.Array) -> dict[str, jax.Array]:
+    def seen(self, rng: jax.Array, images_BHWC: jax.Array) -> dict[str, jax.Array]:
         """Returns images as they are trained on, [B, H, W, 3] in [0, 1]."""
         labels = jnp.zeros(len(images_BHWC), jnp.int32)
         images, _ = self._augmented(rng, images_BHWC, labels)

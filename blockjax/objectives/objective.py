@@ -29,7 +29,7 @@ class Objective(abc.ABC):
     """A pretext task: how images become encoder inputs and targets, and what a block's loss is.
 
     Subclasses are frozen dataclasses of hyperparameters. They define `from_config`, `init_head`, `prepare`, `loss` and
-    `views`; the rest has defaults. Every array of inputs, stream and targets has the images as its leading axis; views,
+    `seen`; the rest has defaults. Every array of inputs, stream and targets has the images as its leading axis; views,
     rotations or tiles of an image follow, so that they stay on one device where a batch is split. A stream is a dict:
     "tokens" [B, ..., T, D], and what else an objective sends from block to block.
 
@@ -149,7 +149,7 @@ class Objective(abc.ABC):
         return self.loss(params["head"], stream["tokens"], targets, rng)
 
     @abc.abstractmethod
-    def views(
+    def seen(
         self, rng: jax.Array, images_BHWC: jax.Array, *fitted: jax.Array
     ) -> dict[str, jax.Array]:
         """Returns what `prepare` makes of uint8 images with this key as pictures, {name: [B, H, W, 3] in [0, 1]}."""

@@ -137,7 +137,7 @@ class Rotation(Objective):
         accuracy = (logits.argmax(axis=-1) == labels).astype(jnp.float32).mean()
         return loss, {"accuracy": accuracy}
 
-    def views(self, rng: jax.Array, images_BHWC: jax.Array) -> dict[str, jax.Array]:
+    def seen(self, rng: jax.Array, images_BHWC: jax.Array) -> dict[str, jax.Array]:
         """Returns the four rotations, each [B, H, W, 3] in [0, 1], by their names."""
         del rng
         rotated = rotations(images_BHWC).astype(jnp.float32) / 255.0

@@ -48,7 +48,7 @@ def reconstruction(
     return grid(dict(zip(["image", "visible", *blocks], rows, strict=True)))
 
 
-def views(learner: Learner, state: TrainState, images_BHWC: np.ndarray, rng: jax.Array) -> bytes:
+def seen(learner: Learner, state: TrainState, images_BHWC: np.ndarray, rng: jax.Array) -> bytes:
     """Draws what the objective makes of images: an image per column; rows are the image and its views.
 
     Args and result are those of `reconstruction`.
@@ -58,7 +58,7 @@ def views(learner: Learner, state: TrainState, images_BHWC: np.ndarray, rng: jax
     @jax.jit
     def draw(fitted, images):
         known = () if fitted is None else (fitted,)
-        return replicated(learner.objective.views(rng, images, *known), mesh)
+        return replicated(learner.objective.seen(rng, images, *known), mesh)
 
     rows = jax.device_get(draw(state.fitted, images_BHWC))
     return grid({"image": images_BHWC / 255.0, **rows})

@@ -66,7 +66,7 @@ def report(run: Setup, state: TrainState) -> dict[str, Any]:
         run.test_source, config.model.image_size, limit=10, on_corrupt=config.data.on_corrupt
     )
     # What the blocks make of an image where they make one; else what the objective sees.
-    draw = pictures.reconstruction if objective.reconstructs else pictures.views
+    draw = pictures.reconstruction if objective.reconstructs else pictures.seen
     picture = draw(run.learner, state, images, run.key("figure"))
     if not run.is_first_process:
         return summary

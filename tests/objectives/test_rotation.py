@@ -129,7 +129,7 @@ def test_a_block_learns_to_see_what_is_up():
 
 def test_views_are_the_rotations():
     images = noise()
-    found = ROTATION.views(jax.random.key(0), images)
+    found = ROTATION.seen(jax.random.key(0), images)
     assert list(found) == ["rotated 0", "rotated 90", "rotated 180", "rotated 270"]
     expected = np.rot90(images, 3, axes=(1, 2)) / 255.0
     np.testing.assert_allclose(found["rotated 270"], expected, atol=1e-6)

@@ -294,7 +294,7 @@ class Beit(Objective):
         shares_V = hits_BMV.sum(axis=(0, 1), dtype=jnp.int32) / tokens_BM.size
         return jax.scipy.special.entr(shares_V).sum()
 
-    def views(
+    def seen(
         self, rng: jax.Array, images_BHWC: jax.Array, fitted: jax.Array
     ) -> dict[str, jax.Array]:
         """Returns what the objective sees of images, [B, H, W, 3] in [0, 1]: image, masked image, visual tokens.

@@ -197,7 +197,7 @@ class MaskedAutoencoder(Objective):
             predictions = predictions * std + mean
         return self._assemble(jnp.concatenate([true[:, :visible], predictions], axis=1), order_BN)
 
-    def views(self, rng: jax.Array, images_BHWC: jax.Array) -> dict[str, jax.Array]:
+    def seen(self, rng: jax.Array, images_BHWC: jax.Array) -> dict[str, jax.Array]:
         """Returns what block 1 sees in the step with this key: the visible patches on grey, [B, H, W, 3] in [0, 1]."""
         order_BN = self._order(rng, len(images_BHWC))
         return {"visible": self.visible_picture(images_BHWC, {"positions": order_BN})}

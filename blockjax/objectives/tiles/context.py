@@ -152,7 +152,7 @@ class ContextPrediction(Objective):
         """
         return classification(self._head().apply({"params": head}, stream, rng), targets["labels"])
 
-    def views(self, rng: jax.Array, images_BHWC: jax.Array) -> dict[str, jax.Array]:
+    def seen(self, rng: jax.Array, images_BHWC: jax.Array) -> dict[str, jax.Array]:
         """Returns the tiles of the step with this key, in place, [B, H, W, 3] in [0, 1]."""
         return {"tiles": self.tiles.picture(rng, images_BHWC)}
 

@@ -189,7 +189,7 @@ class Jigsaw(Objective):
         logits = self._head().apply({"params": head}, stream, self._orders(labels), rng)
         return classification(logits, labels)
 
-    def views(self, rng: jax.Array, images_BHWC: jax.Array) -> dict[str, jax.Array]:
+    def seen(self, rng: jax.Array, images_BHWC: jax.Array) -> dict[str, jax.Array]:
         """Returns the tiles in place and in the first order of the step with this key, [B, H, W, 3] in [0, 1]."""
         tiles_rng, labels_rng = jax.random.split(rng)
         order_B9 = self._orders(self._labels(labels_rng, images_BHWC.shape[0])[:, 0])

@@ -95,7 +95,7 @@ class TwoView(Objective):
         positions = jnp.broadcast_to(jnp.arange(patches.shape[2]), patches.shape[:3])
         return {"patches": patches, "positions": positions}, {}
 
-    def views(self, rng: jax.Array, images_BHWC: jax.Array) -> dict[str, jax.Array]:
+    def seen(self, rng: jax.Array, images_BHWC: jax.Array) -> dict[str, jax.Array]:
         """Returns both views, each [B, H, W, 3] in [0, 1]."""
         views = two_views(rng, images_BHWC, self.recipe, self.image_size)
         return {"view 1": views[:, 0], "view 2": views[:, 1]}

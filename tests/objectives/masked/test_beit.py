@@ -253,7 +253,7 @@ def test_views_show_image_mask_and_tokens():
     beit, batch = objective(), images()
     vocabulary = np.asarray(standardize(patchify(batch, 8))).reshape(-1, 192)
     beit = dataclasses.replace(beit, codes=len(vocabulary))
-    views = beit.views(jax.random.key(0), batch, vocabulary)
+    views = beit.seen(jax.random.key(0), batch, vocabulary)
     assert list(views) == ["image", "masked", "tokens"]
     np.testing.assert_allclose(views["image"], batch / 255, atol=1e-5)
     np.testing.assert_allclose(views["tokens"], batch / 255, atol=1e-5)  # every patch is a code
@@ -261,7 +261,7 @@ def test_views_show_image_mask_and_tokens():
     same = np.isclose(views["masked"], batch / 255, atol=1e-5)
     same = np.asarray(patchify(same, 8)).all(axis=-1)
     np.testing.assert_array_equal(same, ~np.asarray(inputs["masked"]))
-    shifted = beit.views(jax.random.key(0), batch, vocabulary + 0.3)["tokens"]
+    shifted = beit.seen(jax.random.key(0), batch, vocabulary + 0.3)["tokens"]
     assert np.abs(shifted - batch / 255).max() > 0.05
 
 

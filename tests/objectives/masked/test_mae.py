@@ -158,6 +158,6 @@ def test_pictures_of_perfect_predictions_are_the_images(normalize):
     picture = objective.picture({}, tokens, batch, targets)
     np.testing.assert_allclose(picture, batch / 255.0, atol=1e-4)
     visible = np.asarray(objective.visible_picture(batch, targets))
-    np.testing.assert_array_equal(objective.views(jax.random.key(0), batch)["visible"], visible)
+    np.testing.assert_array_equal(objective.seen(jax.random.key(0), batch)["visible"], visible)
     shown = np.isclose(patchify(visible, 8), patchify(batch / 255.0, 8), atol=1e-4).all(axis=-1)
     assert np.all(shown.sum(axis=1) == 6)  # of 16 patches

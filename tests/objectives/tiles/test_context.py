@@ -120,7 +120,7 @@ def test_a_readout_that_widens():
 def test_views_show_the_tiles():
     @jax.jit
     def both(rng, images):
-        return CONTEXT.views(rng, images)["tiles"], TILES.picture(rng, images)
+        return CONTEXT.seen(rng, images)["tiles"], TILES.picture(rng, images)
 
     found, expected = both(jax.random.key(0), noise(2))
     assert found.shape == (2, 48, 48, 3) and found.min() >= 0 and found.max() <= 1

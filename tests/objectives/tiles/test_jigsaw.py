@@ -179,7 +179,7 @@ def test_views_show_the_first_order_of_the_step():
 
     @jax.jit
     def both(rng, images):
-        return JIGSAW.prepare(rng, {"image": images})[1], JIGSAW.views(rng, images)
+        return JIGSAW.prepare(rng, {"image": images})[1], JIGSAW.seen(rng, images)
 
     targets, found = both(rng, images)
     tiles, shuffled = np.asarray(found["tiles"]), np.asarray(found["shuffled"])
