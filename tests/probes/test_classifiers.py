@@ -20,7 +20,7 @@ def test_all_test_images_count(tmp_path, monkeypatch):
     head = jax.tree.map(jnp.zeros_like, blocks.params["head"])  # always the first class
     blocks = blocks.replace(params={**blocks.params, "head": head})
     monkeypatch.setattr("blockjax.probes.classifiers.BATCH", 32)  # so that they come in parts
-    monkeypatch.setattr("blockjax.probes.pictures.views", lambda *_: b"")
+    monkeypatch.setattr("blockjax.probes.pictures.seen", lambda *_: b"")
     monkeypatch.setattr("blockjax.report.figures.losses", lambda *_: b"")
     (run.workdir / "metrics.jsonl").touch()
     summary = report(run, state.replace(blocks=blocks))
