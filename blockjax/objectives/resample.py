@@ -42,7 +42,7 @@ def crop_and_resize(
     """
     count, height, width, _ = images_BHWC.shape
     windows = top_B, left_B, height_B, width_B, flip_B
-    parts = math.gcd(count, _PARTS) if max(height, width) > SMALL else 1
+    parts = _parts(count) if max(height, width) > SMALL else 1
     if parts == 1:
         return _crop_and_resize(images_BHWC, *windows, size)
     # A part is every so many-th image: where the batch is split over devices, each has its share of every part.
@@ -59,6 +59,12 @@ def crop_and_resize(
 
     found = jnp.zeros((*images.shape[:2], size, size, images.shape[-1]))
     return jax.lax.fori_loop(0, parts, fill, found).reshape(count, *found.shape[2:])
+
+
+def _parts(count):
+    sizes = jax.sharding.get_abstract_mesh().shape
+    devices = sizes.get("data", 1) * sizes.get("fsdp", 1)
+    return 1 if count % devices else math.gcd(count // devices, _PARTS)
 
 
 def _crop_and_resize(images_BHWC, top_B, left_B, height_B, width_B, flip_B, size):

@@ -1,11 +1,13 @@
 """Views and tiles of large images: cut from all of an image, in its own proportions."""
 
 import contextlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from blockjax import config as config_lib
@@ -13,7 +15,8 @@ from blockjax.data.sources import open_source
 from blockjax.learner.build import make_learner
 from blockjax.models.patches import unstandardize
 from blockjax.objectives.tiles.cut import cut_tiles, draw_windows
-from blockjax.objectives.two_view.augment import View, augment
+from blockjax.objectives.two_view.augment import View, augment, two_views
+from blockjax.sharding.mesh import batch_sharding, make_mesh
 from blockjax.training.data import host_batches
 from tests.tiny import tiny_config
 
@@ -156,6 +159,22 @@ def test_tiles_are_those_of_the_photo_with_a_resized_shorter_side(width, height)
     for axis, extent in enumerate((height, width)):
         assert ends[0, :, axis].min() < 0.12 * extent
         assert ends[1, :, axis].max() + side > 0.88 * extent
+
+
+def test_devices_cut_views_of_their_own_images():
+    """However few each has: parts of the batch of which it has none would have to be moved."""
+    mesh = make_mesh((4, 2, 1))
+
+    def views(rng, images, aspect_B):
+        return two_views(rng, images, "cifar-mim", 72, aspect_B)
+
+    whole, split = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
+    images, aspect = jax.ShapeDtypeStruct((16, 144, 144, 3), jnp.uint8), jnp.ones(16)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(views, in_shardings=(whole, split, split), out_shardings=split)
+        text = compiled.lower(jax.random.key(0), images, aspect).compile().as_text()
+    moved = re.findall(r"= (\S+) (?:all-gather|all-reduce|all-to-all|collective-permute)\(", text)
+    assert not [shape for shape in moved if "144" in shape or "72" in shape]
 
 
 @pytest.mark.parametrize("objective", ["jigsaw", "context"])
