@@ -29,6 +29,16 @@ HOST = {**WHOLE, "strategy": "streamed"}
             {"remat": "layer", "blocks": 2, "batch_size": 2, "strategy": "pipelined", "mesh.block": 2},
             [{"blocks": 4}],
         ),
+        (  # Not in parts of a batch, of whose statistics the readout makes use.
+            {"objective": "rotation", "head.readout": "cbe_gap", "remat": "layer", "blocks": 4},
+            [{"strategy": "streamed"},
+             {"strategy": "streamed", "microbatches": 1, "batch_size": 2}],
+        ),
+        (  # With another readout the loss is a mean over images.
+            {"objective": "rotation", "head.readout": "gap", "remat": "layer", "blocks": 4},
+            [{"microbatches": 4}, {"microbatches": 4, "strategy": "streamed"},
+             {"microbatches": 2, "strategy": "streamed", "batch_size": 2}],
+        ),
     ],
 )  # fmt: skip
 def test_frugal_changes_are_valid_configs_that_leave_the_most_alone_first(fields, expected):
