@@ -52,8 +52,8 @@ def python_loop_step(learner, update, prepare, step, params, opts, batch, rng):
     tokens, targets = prepare(jax.random.fold_in(step_rng, 0), batch)
     losses = []
     for k in range(learner.rows):
-        if k and (enter := learner.objective.enter(k)):
-            tokens = enter(tokens)
+        if k and (cut := learner.objective.cut(k)):
+            tokens = cut({"tokens": tokens})["tokens"]
         own = slice(0 if k == 0 else k + 1, k + 2)
         loss, tokens, params[own], opts[own] = update(params[own], opts[own], tokens, targets)
         losses.append(loss)
