@@ -291,3 +291,13 @@ def test_agrees_with_scikit_learn():
     ours = sgd.sgd_accuracy(*train, *test, 4, epochs=30)
     assert ours == pytest.approx(softmax.score(z, test[1]), abs=0.005)
     assert 0.5 < ours < 0.97
+
+
+def test_the_penalty_is_chosen_on_all_classes_where_labels_are_periodic():
+    """Every fifth example of labels 0 1 2 3 4 0 1 ... is of one class, of which the rest then has none."""
+    labels = np.arange(100) % 5
+    held = linear._held_out(labels)
+    assert 10 <= held.sum() <= 30
+    assert set(labels[held]) == set(labels[~held]) == set(range(5))
+    shuffled = np.random.default_rng(0).permutation(labels)
+    np.testing.assert_array_equal(linear._held_out(shuffled), np.arange(100) % 5 == 4)
