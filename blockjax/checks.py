@@ -3,12 +3,14 @@
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 # What arrays, counters and their files hold.
 INT32 = 2**31 - 1
-INT64 = 2**63 - 1
+UINT32 = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,23 @@ def check_bounds(values: dict[str, float | None], bounds: dict[str, Bound]) -> N
     for name, bound in bounds.items():
         if values[name] is not None:
             bound.check(name, values[name])
+
+
+def given_path(name: str, path: str | os.PathLike) -> Path:
+    """Returns a path that a person gave, with its ~ expanded; there need not be anything.
+
+    Raises:
+      ValueError: it is empty, or no path on this system.
+    """
+    if not str(path):
+        raise ValueError(f"{name} is empty; name a file or folder, or leave it out")
+    try:
+        found = Path(path).expanduser()
+        found.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long; null bytes; nobody's home
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name} {path} cannot be used: {reason}") from error
+    return found
 
 
 def one_of(name: str, value: Any, known: Iterable[Any]) -> None:

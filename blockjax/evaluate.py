@@ -20,6 +20,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from blockjax.checks import INT32, Bound, given_path
 from blockjax.data.decode import CorruptImage
 from blockjax.data.evaluation import evaluation_batches, evaluation_images
 from blockjax.data.sources import KINDS, open_source
@@ -33,7 +34,7 @@ from blockjax.report.progress import Progress
 from blockjax.report.table import render_table
 from blockjax.sharding.mesh import make_mesh
 from blockjax.weights.loading import Run, check_heads, is_run, open_run, open_weights
-from blockjax.workdir.files import write_bytes_atomic, write_json_atomic
+from blockjax.workdir.files import check_writable, write_bytes_atomic, write_json_atomic, writing
 from blockjax.workdir.metrics import read_metrics
 
 PyTree = Any
@@ -113,7 +114,13 @@ def evaluate(
     Raises:
       ValueError: an argument that cannot be used, or data without labels.
     """
-    subject = _Subject.of(workdir, heads)
+    limits = (train_examples, test_examples)
+    for flag, value in zip(("--train_examples", "--test_examples"), limits, strict=True):
+        if value is not None:
+            Bound(1, INT32).check(flag, value)
+    path = given_path("--workdir", workdir)
+    folder = given_path("--output", (path if path.is_dir() else ".") if output is None else output)
+    subject = _Subject.of(path, heads)
     names = _chosen("--probes", probes, probe_lib.PROBES)
     at = _depths(blocks, subject.backbone.blocks)
     known = FEATURE_READOUTS
@@ -121,7 +128,7 @@ def evaluate(
         known = tuple(name for name in FEATURE_READOUTS if name != "own")
     kinds = _chosen("--readouts", ",".join(known) if readouts == "all" else readouts, known)
     settings = subject.settings
-    spec = data or settings.get("source")
+    spec = settings.get("source") if data is None else data
     if spec is None:
         raise ValueError("--data is missing: weights do not say on which images to probe them")
     own_data = spec == settings.get("source")
@@ -133,9 +140,8 @@ def evaluate(
     for source, split in zip(sources, splits, strict=True):
         if not source.labelled:
             raise ValueError(f"{spec} [{split}] has no labels, which probes need; give --data")
-    folder = Path(output or (workdir if Path(workdir).is_dir() else "."))
-    folder.mkdir(parents=True, exist_ok=True)
-    pool = pool or settings.get("pool", 1)
+    check_writable("--output", folder)
+    pool = settings.get("pool", 1) if pool is None else pool
     grid = subject.backbone.vit.grid[0]
     if pool < 1 or grid % pool:
         raise ValueError(f"--pool {pool} does not divide the {grid} x {grid} grid of patches")
@@ -147,7 +153,6 @@ def evaluate(
         images, _ = evaluation_images(sources[0], size, limit=_CALIBRATION)
         calibrate = jax.jit(subject.backbone.calibrated)
         params = calibrate(params, images[: len(images) // mesh.size * mesh.size])
-    limits = (train_examples, test_examples)
 
     def read(name, params, kinds):
         return [
@@ -195,8 +200,9 @@ def evaluate(
         "probes": rows,
         "monitors": _monitors(test, kinds, subject.losses),
     }
-    write_json_atomic(folder / "evaluation.json", result)
-    write_bytes_atomic(folder / "evaluation.png", figures.evaluation(rows))
+    with writing("--output", folder):
+        write_json_atomic(folder / "evaluation.json", result)
+        write_bytes_atomic(folder / "evaluation.png", figures.evaluation(rows))
     _show(result, f"accuracy on {spec} [{splits[1]}]")
     print(f"written     {folder}/evaluation.json, evaluation.png", flush=True)
     return result
@@ -216,7 +222,7 @@ class _Subject:
     description: str
 
     @classmethod
-    def of(cls, path: str, heads: int | None) -> "_Subject":
+    def of(cls, path: Path, heads: int | None) -> "_Subject":
         if not is_run(path):
             return cls._of_weights(path, heads)
         run = open_run(path)
@@ -247,7 +253,7 @@ class _Subject:
         )
 
     @classmethod
-    def _of_weights(cls, path: str, heads: int | None) -> "_Subject":
+    def _of_weights(cls, path: Path, heads: int | None) -> "_Subject":
         weights = open_weights(path, heads=heads)
         vit = weights.vit
         mesh = make_mesh((jax.device_count(), 1, 1))

@@ -17,6 +17,7 @@ from absl import logging
 
 from blockjax import __version__
 from blockjax import config as config_lib
+from blockjax.checks import given_path
 from blockjax.models.patches import CHANNEL_MEAN, CHANNEL_STD
 from blockjax.report.command import begin, check_devices
 from blockjax.weights import Weights, to_tensors
@@ -31,7 +32,7 @@ from blockjax.weights.loading import (
     open_weights,
     own_tensors,
 )
-from blockjax.workdir.files import write_json_atomic
+from blockjax.workdir.files import write_json_atomic, writing
 
 FORMATS = ("huggingface", "timm", "mae", "safetensors")
 
@@ -90,7 +91,7 @@ def export(
     """
     if form not in FORMATS:
         raise ValueError(f"--format {form!r} is unknown; it may be one of {', '.join(FORMATS)}")
-    output = Path(output)
+    workdir, output = given_path("--workdir", workdir), given_path("--output", output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} exists; name a folder that does not")
     run = open_run(workdir) if is_run(workdir) else None
@@ -101,18 +102,17 @@ def export(
         weights = run.weights(blocks)
     unfinished = output.with_name(f".{output.name}-{os.getpid()}.unfinished")
     try:
-        unfinished.mkdir(parents=True)
-        tensors = own_tensors(weights) if form == "safetensors" else to_tensors(weights, form)
-        write_tensors(unfinished / "model.safetensors", tensors)
-        for name, content in _config_files(form, weights, run).items():
-            write_json_atomic(unfinished / name, content)
-        card = _card(form, weights, run, workdir, blocks)
-        (unfinished / "README.md").write_text(card)
-        if output.exists():
-            output.rmdir()
-        unfinished.rename(output)
-    except OSError as error:
-        raise ValueError(f"--output {output} cannot be written: {error.strerror}") from error
+        with writing("--output", output):
+            unfinished.mkdir(parents=True)
+            tensors = own_tensors(weights) if form == "safetensors" else to_tensors(weights, form)
+            write_tensors(unfinished / "model.safetensors", tensors)
+            for name, content in _config_files(form, weights, run).items():
+                write_json_atomic(unfinished / name, content)
+            card = _card(form, weights, run, workdir, blocks)
+            (unfinished / "README.md").write_text(card)
+            if output.exists():
+                output.rmdir()
+            unfinished.rename(output)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     size = sum(tensor.size for tensor in tensors.values())
@@ -261,20 +261,24 @@ def _probe_lines(run, kept):
     path = run.workdir / "summary.json"
     if not path.is_file():
         return []
-    probes = json.loads(path.read_text()).get("probes", [])
-    if not probes:
-        return []
     wanted = {"pixels", "untrained", *(f"block_{k}" for k in range(1, kept + 1))}
+    try:
+        rows = [
+            f"| {row['features']} | {row['knn']:.3f} | {row['linear']:.3f} |"
+            for row in json.loads(path.read_text()).get("probes", [])
+            if row["features"] in wanted
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the weights do without
+        logging.warning("%s cannot be read: the card has no probes", path)
+        return []
+    if not rows:
+        return []
     return [
         "Accuracy of probes on frozen features:",
         "",
         "| features | kNN | linear probe |",
         "|---|---|---|",
-        *(
-            f"| {row['features']} | {row['knn']:.3f} | {row['linear']:.3f} |"
-            for row in probes
-            if row["features"] in wanted
-        ),
+        *rows,
         "",
     ]
 

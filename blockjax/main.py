@@ -132,7 +132,7 @@ def _check_config(argv):
     given = [arg.lstrip("-") for arg in argv[1:] if arg.startswith("-")]
     after = dict(zip((arg.lstrip("-") for arg in argv), argv[1:], strict=False))
     file = next((arg[7:] for arg in given if arg.startswith("config=")), after.get("config"))
-    if not file:
+    if file is None:
         return
     config = load_config(file)
     for arg in given:

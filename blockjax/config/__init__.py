@@ -3,20 +3,31 @@
 from blockjax.config.defaults import DTYPES, REMATS, STRATEGIES, default_config
 from blockjax.config.fields import (
     check_field,
+    check_fields,
     differences,
     from_json,
-    read_saved,
     set_field,
     to_json,
 )
 from blockjax.config.files import load_config, parse_argument
-from blockjax.config.resolve import depth, fill_lengths, resolve, total_steps
+from blockjax.config.resolve import (
+    check_encoder,
+    check_sizes,
+    depth,
+    fill_lengths,
+    resolve,
+    total_steps,
+)
+from blockjax.config.saved import read_saved
 
 __all__ = [
     "DTYPES",
     "REMATS",
     "STRATEGIES",
+    "check_encoder",
     "check_field",
+    "check_fields",
+    "check_sizes",
     "default_config",
     "depth",
     "differences",

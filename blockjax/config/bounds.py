@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from blockjax.checks import INT32, INT64, Bound, check_bounds
+from blockjax.checks import INT32, UINT32, Bound, check_bounds
 from blockjax.objectives import TASKS
 
 _COUNT = Bound(1, INT32)
@@ -12,7 +12,7 @@ _BELOW_ONE = Bound(0, 1, below=True)
 _SIZE = Bound(1, 2**16)  # sides in pixels, widths, layers
 
 BOUNDS = {
-    "seed": Bound(0, INT64),
+    "seed": Bound(0, UINT32),  # what is above would be cut to 32 bits by jax.random.key
     "steps": _COUNT,
     "epochs": Bound(0, 1e9, above=True),
     "batch_size": _COUNT,

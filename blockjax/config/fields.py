@@ -1,23 +1,24 @@
-"""Fields of a config by name: set, saved, restored and compared."""
+"""Fields of a config by name: checked, set, saved, restored and compared."""
 
 import json
-from pathlib import Path
+import numbers
 from typing import Any
 
 import ml_collections
 
-from blockjax.checks import did_you_mean, one_of
-from blockjax.config.bounds import check_numbers
-from blockjax.config.defaults import STRATEGIES, default_config
-from blockjax.objectives import TASKS
+from blockjax.checks import did_you_mean
+from blockjax.config.defaults import default_config
 
 # They compute the same numbers, so a run may go on under another one.
 _EQUAL_STRATEGIES = ("blockwise", "streamed", "pipelined")
-# Open in a config file, and filled in in every run's.
-_FILLED = (
-    *("model.width", "model.depth", "model.heads", "decoder.heads"),
-    *("optimizer.warmup_steps", "checkpoint.every"),
-)
+# What a field of a type takes, and how that is said.
+_KINDS = {
+    bool: (bool, "True or False"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "text"),
+    tuple: ((tuple, list), "a list"),
+}
 # A resumed run may differ in these: they do not touch what is computed.
 _MAY_CHANGE = ("checkpoint", "log", "probe", "data.dir", "mesh", "pipeline")
 
@@ -42,10 +43,12 @@ def check_field(config: ml_collections.ConfigDict, field: str) -> None:
     Raises:
       ValueError: it has not; names the nearest, also those of the same name in another group.
     """
-    known = [*_flatten(config.to_dict())]
-    groups = {name.rpartition(".")[0] for name in known} - {""}
-    if field in known or field in groups:
+    known = [*flatten(config.to_dict())]
+    if field in known:
         return
+    within = [name for name in known if name.startswith(f"{field}.")]
+    if within:
+        raise ValueError(f"--config.{field} is a group of fields; set one of {', '.join(within)}")
     name = field.rpartition(".")[2]
     elsewhere = [other for other in known if other.rpartition(".")[2] == name]
     hint = did_you_mean(field, known) or did_you_mean(name, known)
@@ -54,6 +57,38 @@ def check_field(config: ml_collections.ConfigDict, field: str) -> None:
     raise ValueError(
         f"--config.{field}: there is no such field; {hint}blockjax/config/defaults.py lists all"
     )
+
+
+def check_fields(config: ml_collections.ConfigDict) -> None:
+    """Checks that a config has the fields of `default_config`, no others, each of its type or None.
+
+    Raises:
+      ValueError: it has not; names the field and what it may be.
+    """
+    _check_group(config, default_config(), "")
+
+
+def _check_group(config, defaults, prefix):
+    for key in config:
+        if key not in defaults:
+            known = [prefix + name for name in defaults]
+            raise ValueError(
+                f"config has no field {prefix}{key}; {did_you_mean(prefix + key, known, cutoff=0.5)}there is "
+                f"{', '.join(known)}"
+            )
+        kind = defaults.get_type(key)
+        if issubclass(kind, ml_collections.ConfigDict):
+            if not isinstance(config[key], ml_collections.ConfigDict):
+                raise ValueError(
+                    f"config field {prefix}{key} is a group of fields, not {config[key]!r}"
+                )
+            _check_group(config[key], defaults[key], f"{prefix}{key}.")
+        elif config[key] is not None and not isinstance(config[key], _KINDS[kind][0]):
+            raise ValueError(f"{prefix}{key} must be {_KINDS[kind][1]}, not {config[key]!r}")
+    if missing := [key for key in defaults if key not in config]:
+        raise ValueError(
+            f"config lacks {', '.join(prefix + key for key in missing)}; start from blockjax.config.default_config()"
+        )
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -70,40 +105,16 @@ def from_json(saved: dict[str, Any]) -> ml_collections.ConfigDict:
     if not isinstance(saved, dict):
         raise ValueError(f"a config is an object of fields, not a {type(saved).__name__}")
     config = default_config()
-    for field, value in _flatten(saved).items():
+    for field, value in flatten(saved).items():
         set_field(config, field, tuple(value) if isinstance(value, list) else value)
-    return config
-
-
-def read_saved(path: Path) -> ml_collections.ConfigDict:
-    """Returns the config that a run wrote to its config.json, with all that `resolve` filled in.
-
-    Raises:
-      ValueError: it cannot be read, is none, or lacks a field that every run has.
-    """
-    try:
-        config = from_json(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(
-            f"{path} cannot be read: {reason}; restore it, or choose another --workdir"
-        ) from error
-    one_of(f"{path}: objective", config.objective, TASKS)
-    one_of(f"{path}: strategy", config.strategy, STRATEGIES)
-    needed = (*_FILLED, *TASKS[config.objective].defaults(config))
-    if missing := [field for field in needed if _flatten(config.to_dict())[field] is None]:
-        raise ValueError(
-            f"{path} lacks {', '.join(missing)}, which the run had; restore it, or choose another --workdir"
-        )
-    check_numbers(config)
     return config
 
 
 def differences(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lists the fields in which two configs (from `to_json`) describe different runs, "field: saved -> new" each."""
     # A field that is younger than the saved run had its default's effect.
-    saved = {**_flatten(to_json(default_config())), **_flatten(saved)}
-    new = _flatten(new)
+    saved = {**flatten(to_json(default_config())), **flatten(saved)}
+    new = flatten(new)
     if saved["strategy"] in _EQUAL_STRATEGIES and new["strategy"] in _EQUAL_STRATEGIES:
         saved["strategy"] = new["strategy"]
     return [
@@ -114,11 +125,12 @@ def differences(saved: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _flatten(tree, prefix=""):
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the fields of nested groups by their paths, "model.depth"."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
+            flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[prefix + key] = value
     return flat

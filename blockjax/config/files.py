@@ -6,6 +6,8 @@ from pathlib import Path
 
 import ml_collections
 
+from blockjax.config.fields import check_fields
+
 
 def parse_argument(argument: str | None, **defaults):
     """Reads "name=value,name=value" into a dict, each value of the type of its default.
@@ -58,25 +60,30 @@ def load_config(file: str) -> ml_collections.ConfigDict:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ValueError(f"--config {path}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(_failed(path, error)) from error
-    if not hasattr(module, "get_config"):
+    if not callable(getattr(module, "get_config", None)):
         raise ValueError(f"--config {path} defines no get_config(), which returns the config")
     try:
         config = module.get_config(argument) if argument else module.get_config()
-    except ValueError:  # says what does not fit
-        raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(_failed(path, error)) from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(
             f"get_config() of --config {path} returns {type(config).__name__}, not a ConfigDict; start from "
             "blockjax.config.default_config()"
         )
+    try:
+        check_fields(config)
+    except ValueError as error:
+        raise ValueError(f"--config {path}: {error}") from error
     return config
 
 
 def _failed(path, error):
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = f", line {own[-1].lineno}" if own else ""
-    return f"--config {path}{line} fails: {type(error).__name__}: {error}"
+    what = (
+        "" if isinstance(error, ValueError) else f" {type(error).__name__}:"
+    )  # that says what does not fit
+    return f"--config {path}{line}:{what} {error}"

@@ -2,9 +2,10 @@
 
 import ml_collections
 
-from blockjax.checks import did_you_mean, divisors, one_of
+from blockjax.checks import divisors, one_of
 from blockjax.config.bounds import check_numbers
-from blockjax.config.defaults import DTYPES, REMATS, STRATEGIES, default_config
+from blockjax.config.defaults import DTYPES, REMATS, STRATEGIES
+from blockjax.config.fields import check_fields
 from blockjax.kernels.masked_reconstruction import IMPLEMENTATIONS
 from blockjax.models.decoders import DECODERS
 from blockjax.models.heads import READOUTS
@@ -29,7 +30,7 @@ def resolve(
     Raises:
       ValueError: a field that does not exist, or values that do not fit together; names them and what would fit.
     """
-    _check_keys(config, default_config())
+    check_fields(config)
     config = config.copy_and_resolve_references()
     config.unlock()
     one_of("strategy", config.strategy, STRATEGIES)
@@ -58,16 +59,35 @@ def resolve(
             config[group][name] = value
     if config.decoder.heads is None:
         config.decoder.heads = max(1, config.decoder.width // 32)
-    check_numbers(config)
+    check_sizes(config)
     _check_data(config)
-    _check_model(config)
-    _check_decoder(config)
     _check_objective(config, objective)
     objective.check(config)
     _check_devices(config, devices)
     if config.pipeline.batches is None:
         config.pipeline.batches = 8 * mesh_shape(config.mesh, devices)[2]
     return config
+
+
+def check_sizes(config: ml_collections.ConfigDict) -> None:
+    """Checks every number of a config, and whether those of its model fit together; defaults are filled in.
+
+    Raises:
+      ValueError: they do not; says what would fit.
+    """
+    check_encoder(config)
+    _check_layers(config)
+    _check_decoder(config)
+
+
+def check_encoder(config: ml_collections.ConfigDict) -> None:
+    """Checks every number of a config, and whether those of its encoder fit together; its sizes are filled in.
+
+    Raises:
+      ValueError: they do not; says what would fit.
+    """
+    check_numbers(config)
+    _check_model(config.model)
 
 
 def depth(config: ml_collections.ConfigDict) -> int:
@@ -136,26 +156,6 @@ def fill_lengths(config: ml_collections.ConfigDict, steps: int) -> None:
         config.checkpoint.every = max(1, steps // 10)
 
 
-def _check_keys(config, defaults, prefix=""):
-    for key in config:
-        if key not in defaults:
-            known = [prefix + name for name in defaults]
-            raise ValueError(
-                f"config has no field {prefix}{key}; {did_you_mean(prefix + key, known, cutoff=0.5)}there is "
-                f"{', '.join(known)}"
-            )
-        if isinstance(defaults[key], ml_collections.ConfigDict):
-            if not isinstance(config[key], ml_collections.ConfigDict):
-                raise ValueError(
-                    f"config field {prefix}{key} is a group of fields, not {config[key]!r}"
-                )
-            _check_keys(config[key], defaults[key], f"{prefix}{key}.")
-    if missing := [key for key in defaults if key not in config]:
-        raise ValueError(
-            f"config lacks {', '.join(prefix + key for key in missing)}; start from blockjax.config.default_config()"
-        )
-
-
 def _check_data(config):
     scale = tuple(config.data.crop_scale)
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
@@ -173,8 +173,7 @@ def _check_data(config):
         )
 
 
-def _check_model(config):
-    model = config.model
+def _check_model(model):
     tokens = (model.image_size // model.patch_size) ** 2
     if tokens * model.width > _POSITIONS:
         raise ValueError(
@@ -192,10 +191,19 @@ def _check_model(config):
             f"model.width {model.width} is not divisible by model.heads {model.heads}; "
             f"numbers of heads that fit: {divisors(model.width)}"
         )
+    if int(model.width * model.mlp_ratio) < 1:
+        raise ValueError(
+            f"model.mlp_ratio {model.mlp_ratio:g} leaves an MLP of model.width {model.width} no hidden unit; set it to "
+            f"at least {1 / model.width:g}"
+        )
     if model.width % 4:
         raise ValueError(
             f"model.width must be divisible by 4 (2-D sin-cos positions), not {model.width}"
         )
+
+
+def _check_layers(config):
+    model = config.model
     if model.depth % config.blocks:
         raise ValueError(
             f"blocks {config.blocks} does not divide the depth of {model.depth} layers; "

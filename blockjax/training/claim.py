@@ -7,26 +7,20 @@ import jax
 import ml_collections
 
 from blockjax import config as config_lib
-from blockjax.workdir.files import write_json_atomic
+from blockjax.checks import given_path
+from blockjax.workdir.files import check_writable, write_json_atomic, writing
 from blockjax.workdir.metrics import read_metrics
 
 
-def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> Path:
+def claim_workdir(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> Path:
     """Makes the workdir and writes config.json, or checks that the config there describes the same run.
 
     Raises:
       ValueError: the folder cannot be written, belongs to a run with another config (names the fields), or holds
         something that no run left.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(
-            f"--workdir {workdir} cannot be written: {error.strerror}; choose another folder"
-        ) from error
+    workdir = given_path("--workdir", workdir)
+    check_writable("--workdir", workdir)
     path, new = workdir / "config.json", config_lib.to_json(config)
     if path.exists():
         saved = config_lib.to_json(config_lib.read_saved(path))
@@ -38,7 +32,8 @@ def claim_workdir(workdir: Path, config: ml_collections.ConfigDict) -> Path:
             )
     _check_parts(workdir)
     if jax.process_index() == 0:
-        write_json_atomic(path, new)
+        with writing("--workdir", workdir):
+            write_json_atomic(path, new)
     return workdir
 
 

@@ -45,13 +45,24 @@ def count_classes(config: ml_collections.ConfigDict, train: Source, test: Source
                 f"{data.source} [{split}] has no labels, which objective=classification learns and is tested with; use "
                 "class folders, or data with labels"
             )
-    names = train.class_names
-    there = len(names) if names is not None else int(train.labels.max()) + 1
+    there, tested = _classes(train), _classes(test)
+    bounds = TASKS[config.objective].bounds
+    bounds["classifier.classes"].check(f"the number of classes of {data.source}", there)
+    if tested > max(there, said or 0):
+        raise ValueError(
+            f"{data.source} [{data.test_split}] has {tested} classes, and [{data.train_split}] only {there}; set "
+            f"classifier.classes={tested}, or choose another data.test_split"
+        )
     if said is not None and said < there:
         raise ValueError(
             f"classifier.classes={said}, but {data.source} [{data.train_split}] has {there} classes"
         )
     return said or there
+
+
+def _classes(source):
+    names = source.class_names
+    return len(names) if names is not None else int(source.labels.max()) + 1
 
 
 def device_batches(

@@ -91,7 +91,13 @@ class Training(Setup):
 
     def _train(self, start, state, data_state, checkpoints):
         """Trains from a restored state, or from a new one if that is None, and returns the last."""
-        config, train_step = self.config, self._compile()
+        config = self.config
+        batches = device_batches(config, self.train_source, self.placement, self.steps - start)
+        if data_state is not None:
+            batches.set_state(
+                data_state
+            )  # data that changed are refused before anything is compiled
+        train_step = self._compile()
         if state is None:
             state = self.placement.init_for(train_step, self.key("init"))
             if self.backbone is not None:
@@ -101,9 +107,6 @@ class Training(Setup):
             state = jax.device_put(state, state_formats(train_step), donate=True)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         key = jax.jit(lambda: self.key("train"), out_shardings=everywhere)()
-        batches = device_batches(config, self.train_source, self.placement, self.steps - start)
-        if data_state is not None:
-            batches.set_state(data_state)
         pending = collections.deque()  # metrics of steps that may still be running
         with (
             contextlib.closing(batches),

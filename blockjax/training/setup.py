@@ -1,7 +1,6 @@
 """What a run consists of, made from a config and a workdir and checked before anything is compiled."""
 
 import os
-from pathlib import Path
 
 import jax
 import ml_collections
@@ -55,7 +54,7 @@ class Setup:
         )
         self.steps = config_lib.total_steps(self.config, len(self.train_source))
         config_lib.fill_lengths(self.config, self.steps)
-        self.workdir = claim_workdir(Path(workdir), self.config)
+        self.workdir = claim_workdir(workdir, self.config)
         self.mesh = make_mesh(mesh_shape(self.config.mesh, jax.device_count()))
         self.learner = make_learner(self.config, self.steps)
         self.placement = Placement(self.learner, self.mesh)

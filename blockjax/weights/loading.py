@@ -230,8 +230,8 @@ def own_tensors(weights: Weights) -> dict[str, np.ndarray]:
 
 def _from_own(tensors, said, path):
     try:
-        vit = ViT(**{name: said["vit"][name] for name in SAVED_FIELDS})
-    except (KeyError, TypeError) as error:
+        vit = _vit(said)
+    except (KeyError, TypeError, ValueError) as error:
         raise UnusableWeights(
             f"{path}: config.json does not describe an encoder: {error}"
         ) from error
@@ -258,6 +258,19 @@ def _from_own(tensors, said, path):
     return Weights(vit, jax.tree_util.tree_unflatten(treedef, leaves))
 
 
+def _vit(said):
+    """Returns the encoder that a config.json of ours describes, as far as there can be one."""
+    fields = said["vit"]
+    if missing := [name for name in SAVED_FIELDS if fields[name] is None]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    config = config_lib.default_config()
+    for name in SAVED_FIELDS:
+        config_lib.set_field(config, f"model.{name}", fields[name])
+    config_lib.check_fields(config)
+    config_lib.check_encoder(config)
+    return ViT(**{name: config.model[name] for name in SAVED_FIELDS})
+
+
 def _said_beside(path):
     """Returns config.json and preprocessor_config.json beside weights, as far as there are such files."""
     folder = path if path.is_dir() else path.parent
@@ -268,7 +281,11 @@ def _said_beside(path):
                 found = json.loads((folder / name).read_text())
             except ValueError as error:
                 raise UnusableWeights(f"{folder / name} cannot be read: {error}") from error
-            said |= found if isinstance(found, dict) else {}
+            if not isinstance(found, dict):
+                raise UnusableWeights(
+                    f"{folder / name} cannot be read: it is a {type(found).__name__}, not an object of fields"
+                )
+            said |= found
     return said
 
 

@@ -8,6 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from blockjax.checks import given_path
 from blockjax.models.position import resized_positions, sincos_2d
 from blockjax.models.vit import PRESETS, ViT
 from blockjax.weights import UnusableWeights, Weights
@@ -45,7 +46,8 @@ def start_of(
     config.unlock()
     model = config.model
     heads = model.heads or PRESETS.get(model.preset, (None,))[-1]
-    weights = open_weights(config.backbone, config.depth_blocks, heads)
+    path = given_path("backbone", config.backbone)
+    weights = open_weights(path, config.depth_blocks, heads)
     vit = weights.vit
     fields = ["image_size", "patch_size"]
     if model.preset is None:  # else it says what is open
@@ -56,7 +58,7 @@ def start_of(
             if model[field] is None:
                 model[field] = getattr(vit, field)
         if config.blocks is None:
-            config.blocks = _blocks_of(config.backbone, config.depth_blocks, vit.depth)
+            config.blocks = _blocks_of(path, config.depth_blocks, vit.depth)
     model.norm_epsilon = vit.norm_epsilon
     model.learned_positions = model.learned_positions or vit.learned_positions
     if not config.from_scratch and model.image_size != vit.image_size:

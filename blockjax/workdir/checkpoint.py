@@ -52,12 +52,17 @@ class Checkpoints:
 
     Raises:
       ValueError: If `keep` is less than 1.
+      UnusableCheckpoint: If there is a file in the folder's place.
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int):
         if keep < 1:
             raise ValueError(f"keep must be at least 1 checkpoint, given {keep}")
         self._directory = Path(directory).absolute()
+        if self._directory.exists() and not self._directory.is_dir():
+            raise UnusableCheckpoint(
+                f"{self._directory} is a file, and a run keeps a folder there; move it away"
+            )
         self._keep = keep
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
@@ -236,9 +241,12 @@ def _size_and_crc(path: Path) -> list[int]:
 def _find_damage(folder: Path) -> str | None:
     """Compares a checkpoint with its manifest; says what is wrong, or None."""
     try:
-        files = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        files = {name: (size, crc) for name, (size, crc) in manifest.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return "manifest.json is missing or unreadable"
+    if "metadata.json" not in files:
+        return "manifest.json lacks metadata.json"
     for name, (size, crc) in files.items():
         try:
             found_size, found_crc = _size_and_crc(folder / name)

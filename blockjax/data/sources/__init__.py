@@ -2,8 +2,8 @@
 
 import difflib
 import os
-from pathlib import Path
 
+from blockjax.checks import given_path
 from blockjax.data.sources.arrays import ArraysSource
 from blockjax.data.sources.folder import open_folder
 from blockjax.data.sources.source import Source
@@ -37,9 +37,9 @@ def open_source(spec: str, split: str, data_dir: str | None = None) -> Source:
     elif kind == "tfds" and rest:
         source = open_tfds(rest, split, data_dir)
     elif kind == "folder" and rest:
-        source = open_folder(Path(rest).expanduser(), split)
+        source = open_folder(given_path("data.source", rest), split)
     elif kind == "arrays" and rest:
-        source = ArraysSource(Path(rest).expanduser(), split)
+        source = ArraysSource(given_path("data.source", rest), split)
     else:
         raise ValueError(
             f"data.source is {spec!r}, which is none of {', '.join(KINDS)}.{_did_you_mean(spec)}"

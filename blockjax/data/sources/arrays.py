@@ -93,10 +93,11 @@ def _read_arrays(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]
             f"{image_key} of {path} is {images.dtype}: store images as uint8, 0 to 255, for "
             "instance by (images * 255).round().astype('uint8')."
         )
-    if images.ndim != 3 and not (images.ndim == 4 and images.shape[3] in (1, 3, 4)):
+    is_images = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3, 4))
+    if not is_images or 0 in images.shape[1:]:
         raise ValueError(
             f"{image_key} of {path} has the shape {images.shape}: it must be [N, H, W] or "
-            "[N, H, W, channels] with 1, 3 or 4 channels."
+            "[N, H, W, channels] with 1, 3 or 4 channels, of at least a pixel."
         )
     if labels is not None:
         if labels.size != len(images) or labels.dtype.kind not in "iu":

@@ -138,13 +138,17 @@ def _subfolders(folder: Path) -> list[str]:
 def _image_files(root: Path, folder: str) -> list[str]:
     """Returns the image files in `folder` and below, sorted and relative to `root`."""
     files = []
-    for directory, below, names in os.walk(root / folder):
+    for directory, below, names in os.walk(root / folder, onerror=_raise):
         below[:] = filter(_visible, below)
         directory = os.path.relpath(directory, root)
         files += [
             os.path.normpath(os.path.join(directory, name)) for name in names if _is_image(name)
         ]
     return sorted(files)
+
+
+def _raise(error):
+    raise error  # images would be missing in silence
 
 
 def _is_image(name: str) -> bool:
