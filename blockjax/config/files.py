@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ml_collections
 
+from blockjax.checks import given_path
 from blockjax.config.fields import check_fields
 
 
@@ -46,6 +47,7 @@ def load_config(file: str) -> ml_collections.ConfigDict:
       ValueError: there is no such file, it is no config file, or it fails; says where and why.
     """
     path, _, argument = file.partition(":")
+    given_path("--config", path)
     if not Path(path).is_file():
         what = "that is a folder" if Path(path).is_dir() else "there is no such file"
         raise ValueError(f"--config {path}: {what}; give one such as configs/quickstart.py")

@@ -52,6 +52,7 @@ def resolve(
     for field, value in zip(("width", "depth", "heads"), PRESETS[config.model.preset], strict=True):
         if config.model[field] is None:
             config.model[field] = value
+    check_numbers(config)  # as far as they are given: what is open follows from them
     objective = TASKS[config.objective]
     for field, value in objective.defaults(config).items():
         group, _, name = field.rpartition(".")

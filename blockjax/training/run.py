@@ -20,7 +20,7 @@ from blockjax.training.log import MetricsLog
 from blockjax.training.report import plan, report
 from blockjax.training.setup import Setup
 from blockjax.training.signals import caught_signals
-from blockjax.workdir.checkpoint import Checkpoints
+from blockjax.workdir.checkpoint import Checkpoints, UnusableCheckpoint
 from blockjax.workdir.lock import locked
 from blockjax.workdir.metrics import Writer
 from blockjax.xla.targets import local_limit
@@ -94,9 +94,10 @@ class Training(Setup):
         config = self.config
         batches = device_batches(config, self.train_source, self.placement, self.steps - start)
         if data_state is not None:
-            batches.set_state(
-                data_state
-            )  # data that changed are refused before anything is compiled
+            try:
+                batches.set_state(data_state)
+            except ValueError as error:  # the data changed
+                raise UnusableCheckpoint(f"--workdir {self.workdir}: {error}") from error
         train_step = self._compile()
         if state is None:
             state = self.placement.init_for(train_step, self.key("init"))
