@@ -7,6 +7,8 @@ import jax
 import pytest
 from absl import flags
 
+from blockjax.probes import features
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 # Almost all time goes into compiling, and the compiled programs are tiny.
@@ -21,10 +23,18 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Many tests compile the same tiny programs.
 cache = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"
 jax.config.update("jax_compilation_cache_dir", str(cache))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # grain's worker processes read absl flags, which only absl.app parses.
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def coarse_pixels():
+    """Raw pixels are probed at 8 a side: a ridge regression of 3,072 features takes longer than a whole tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "_PIXEL_SIDE", 8)
+        yield
 
 
 # Linux allows a process 65,530 mappings; every compiled program takes a few, and a process that has none left crashes.

@@ -1,6 +1,7 @@
 """A user's own folder of images, from pretraining to export, by commands alone."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,12 +31,14 @@ def write_folder(root, count=60):
 
 
 def command(module, *arguments, cwd):
+    env = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PATH": "", "HOME": str(cwd)}
+    env["XLA_FLAGS"] = os.environ["XLA_FLAGS"]  # that compiles fast
     done = subprocess.run(
         [sys.executable, "-m", f"blockjax.{module}", *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,
-        env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PATH": "", "HOME": str(cwd)},
+        env=env,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
@@ -48,8 +51,8 @@ def test_a_folder_of_ones_own(tmp_path):
     small = ["--config.batch_size=16", "--config.steps=4", "--config.log.every=1"]
     pretrain = [
         *("--config", ROOT / "configs" / "quickstart.py", "--workdir", "run", data, *small),
-        *("--config.model.width=32", "--config.model.heads=2", "--config.model.image_size=48"),
-        *("--config.decoder.width=32", "--config.model.patch_size=8", "--config.probe.pool=2"),
+        *("--config.model.width=32", "--config.model.heads=2", "--config.model.image_size=16"),
+        *("--config.decoder.width=32", "--config.model.patch_size=4", "--config.probe.pool=2"),
     ]
     out = command("main", *pretrain, cwd=tmp_path)
     assert "54 images in 3 classes" in out and "block_4" in out
@@ -64,7 +67,7 @@ def test_a_folder_of_ones_own(tmp_path):
     export = ["--workdir", "tuned", "--format", "huggingface", "--output", "exported"]
     command("export", *export, cwd=tmp_path)
     features, params = blockjax.load(tmp_path / "exported")
-    image = np.zeros((48, 48, 3), np.uint8)
+    image = np.zeros((16, 16, 3), np.uint8)
     assert features(params, image).shape == (32,) and features.vit.depth == 2
     command("reconstruct", "--workdir", "run", "--images", "photos", cwd=tmp_path)
     assert (tmp_path / "reconstruction.png").is_file()

@@ -9,6 +9,8 @@ from blockjax.probes.features import array_features, pixels, read_features
 from blockjax.sharding.mesh import make_mesh
 from tests.tiny import images, tiny_learner
 
+PIXEL_SIDE = features_lib._PIXEL_SIDE  # before tests/conftest.py makes it small
+
 
 def opened(**overrides):
     learner = tiny_learner(**overrides)
@@ -103,7 +105,8 @@ def test_all_devices_of_a_mesh_read():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_pixels_are_averaged_down():
+def test_pixels_are_averaged_down(monkeypatch):
+    monkeypatch.setattr(features_lib, "_PIXEL_SIDE", PIXEL_SIDE)
     small = images(2)
     np.testing.assert_allclose(pixels(small), small.reshape(2, -1) / 255.0, rtol=1e-6)
     large = small.repeat(2, axis=1).repeat(2, axis=2)
