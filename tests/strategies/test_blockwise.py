@@ -72,11 +72,13 @@ def slow(overrides, name):
     "overrides",
     [
         pytest.param({}, id="default"),
-        slow({"decoder.kind": "self_attention", "loss.normalize_pixels": False}, "self_attention"),
+        slow(
+            {"decoder.kind": "self_attention", "loss.normalize_pixels": False, "microbatches": 2},
+            "self_attention_and_microbatches",
+        ),
         slow({"mask.schedule": "0.5,0.5,0.75,0.75"}, "schedule"),
         slow({"blocks": 2, "remat": "layer", "optimizer.clip": 0.1}, "remat_and_clip"),
         slow({"blocks": 1}, "one_block"),
-        slow({"microbatches": 2}, "microbatches"),
     ],
 )
 def test_equals_a_python_loop_of_value_and_grad(overrides):
