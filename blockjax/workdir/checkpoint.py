@@ -143,11 +143,15 @@ class Checkpoints:
                 multihost_utils.sync_global_devices("checkpoint")
 
     def _not_saved(self, error):
+        """Returns a sentence on what could not be written, and removes what was: it takes room for nothing."""
+        if jax.process_index() == 0:
+            unfinished = self._folder(self._saving).with_suffix(_UNFINISHED)
+            shutil.rmtree(unfinished, ignore_errors=True)
         whole = self.steps()
         newest = (
             f"the newest whole one is of step {whole[-1]}" if whole else "there is none before it"
         )
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:1000]
         return NotSaved(
             f"the checkpoint of step {self._saving} cannot be written to {self._directory}: {reason}; {newest}. Free "
             "space, lift the limit on file sizes, or set --config.checkpoint.keep=1, and start the same command again"
