@@ -1,1 +1,1 @@
-"""Techniques: functions Block -> Block, applied between `Block(...)` and the driver, which couple blocks on purpose."""
+"""Techniques: functions Block -> Block, applied between `Block(...)` and the driver."""
