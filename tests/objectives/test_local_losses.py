@@ -1,5 +1,7 @@
 """Every objective as a local loss: isolated, and the same numbers on every mesh and under every strategy."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import optax
 import pytest
 
 from blockjax import config as config_lib
-from blockjax.learner.placement import Placement
+from blockjax.learner.placement import Placement, state_formats
 from blockjax.objectives import OBJECTIVES
 from blockjax.sharding.mesh import make_mesh
 from tests.tiny import images, tiny_config, tiny_learner
@@ -67,7 +69,10 @@ def train(learner, shape, steps=3):
     mesh = make_mesh(shape, jax.devices()[: int(np.prod(shape))])
     placement = Placement(learner, mesh)
     step = placement.compile(8).call
-    state = placement.init_for(step, jax.random.key(0))
+    if learner.in_host_memory:
+        state = placement.init_for(step, jax.random.key(0))
+    else:  # one program on all meshes
+        state = jax.device_put(jax.jit(learner.init)(jax.random.key(0)), state_formats(step))
     if state.fitted is not None:
         fitted = np.asarray(jax.random.normal(jax.random.key(9), state.fitted.shape))
         state = state.replace(fitted=jax.device_put(fitted, state.fitted.format))
@@ -82,11 +87,16 @@ def train(learner, shape, steps=3):
     return np.concatenate(losses), state
 
 
+@functools.cache
+def trained_on_one_device(name, **overrides):
+    return train(learner_of(name, **overrides), (1, 1, 1))
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_batch_split_over_devices_gives_the_same_losses(name):
-    learner = learner_of(name, **{"model.depth": 2, "blocks": 2})
-    losses, _ = train(learner, (1, 1, 1))
-    split, _ = train(learner, (4, 1, 1))
+    fields = {"model.depth": 2, "blocks": 2}
+    losses, _ = trained_on_one_device(name, **fields)
+    split, _ = train(learner_of(name, **fields), (4, 1, 1))
     # Statistics of each device's own two images would be off by tens of per cent.
     np.testing.assert_allclose(split, losses, rtol=2e-4)
 
@@ -98,21 +108,26 @@ def test_batch_split_over_devices_gives_the_same_losses(name):
     [("byol", {}), ("moco", {"momentum.queue": 16}), ("beit", {}), ("jigsaw", {})],
 )
 def test_strategies_agree(name, overrides, strategy, shape):
-    overrides = {"model.depth": 2, "blocks": 2, "pipeline.batches": 2, **overrides}
-    losses, state = train(learner_of(name, **overrides), (1, 1, 1))
-    got, other = train(learner_of(name, strategy=strategy, **overrides), shape)
+    overrides = {"model.depth": 2, "blocks": 2, **overrides}
+    losses, state = trained_on_one_device(name, **overrides)
+    overrides |= {"strategy": strategy, "pipeline.batches": 2}
+    got, other = train(learner_of(name, **overrides), shape)
     np.testing.assert_allclose(got, losses, rtol=1e-4)
     for part in ("stem", "blocks"):
         own, expected = getattr(other, part).extra, getattr(state, part).extra
         chex.assert_trees_all_close(jax.device_get(own), jax.device_get(expected), atol=2e-3)
 
 
+def first_step(learner):
+    """Returns the state after one step and its metrics; start and step are one program."""
+    batch = {"image": images()}
+    return jax.jit(lambda key: learner.train_step(start_of(learner), batch, key))(jax.random.key(1))
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_end_to_end_is_one_loss(name):
     learner = learner_of(name, strategy="end_to_end", **{"model.depth": 2, "blocks": 2})
-    state, metrics = jax.jit(learner.train_step)(
-        start_of(learner), {"image": images()}, jax.random.key(1)
-    )
+    state, metrics = first_step(learner)
     for value in metrics.values():
         assert value.shape == (1,)
         assert np.isfinite(value).all()
@@ -180,10 +195,9 @@ def test_unknown_readouts_and_recipes_are_named():
 
 @pytest.mark.slow
 def test_noise_reaches_the_local_loss():
-    batch, key = {"image": images()}, jax.random.key(1)
     losses = []
     for noise in (0.0, 0.25):
         learner = learner_of("rotation", noise=noise, **{"model.depth": 2, "blocks": 2})
-        _, metrics = jax.jit(learner.train_step)(start_of(learner), batch, key)
+        _, metrics = first_step(learner)
         losses.append(metrics["loss"])
     assert np.abs(losses[0] - losses[1]).min() > 1e-5
