@@ -149,10 +149,10 @@ def tpu_temp(strategy, layers, remat="none"):
 def test_compiled_for_tpu_blockwise_does_not_grow_with_depth(monkeypatch):
     for name, value in parse_target("v5e").environment().items():
         monkeypatch.setenv(name, value)
-    at_12, at_24, at_48 = (tpu_temp("blockwise", layers) for layers in (12, 24, 48))
-    assert max(at_12, at_24, at_48) < 1.02 * min(at_12, at_24, at_48)
-    assert tpu_temp("end_to_end", 24) > 5 * at_24
-    assert tpu_temp("end_to_end", 24, "layer") > at_24
+    at_12, at_48 = (tpu_temp("blockwise", layers) for layers in (12, 48))
+    assert max(at_12, at_48) < 1.02 * min(at_12, at_48)
+    assert tpu_temp("end_to_end", 24) > 5 * at_48
+    assert tpu_temp("end_to_end", 24, "layer") > at_48
 
 
 @needs_libtpu
