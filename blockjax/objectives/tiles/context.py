@@ -12,16 +12,12 @@ from flax import linen as nn
 
 from blockjax.models.heads import Readout
 from blockjax.models.vit import ViT
-from blockjax.objectives.objective import Objective
+from blockjax.objectives.tiles.base import TileObjective
 from blockjax.objectives.tiles.cut import (
-    BOUNDS,
     CELLS,
     Classifier,
-    Tiles,
     at_chance,
-    check_tiles,
     classification,
-    default_tiles,
 )
 
 PyTree = Any
@@ -50,34 +46,13 @@ class _Head(nn.Module):
         return Classifier(self.hidden, _DIRECTIONS, self.dropout, name="classifier")(pairs, rng)
 
 
-@dataclasses.dataclass(frozen=True)
-class ContextPrediction(Objective):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContextPrediction(TileObjective):
     """Tells in which of eight directions from the centre tile another tile of the image lies.
 
     The present-day form of google/revisiting-self-supervised (relative_patch_location): the tiles of a jigsaw puzzle,
     encoded one by one, and all eight pairs of the centre and a neighbour.
-
-    Attributes:
-      tiles: how tiles are cut.
-      width: the encoder's width.
-      hidden: width of the hidden layer.
-      readout: of a tile's tokens, see `Readout`.
-      expansion: width of the readout "cbe_gap".
-      dropout: probability, of hidden units.
-      dtype: of activations.
     """
-
-    tiles: Tiles
-    width: int
-    hidden: int
-    readout: str = "gap"
-    expansion: int = 0
-    dropout: float = 0.5
-    dtype: Any = jnp.float32
-
-    means_over_images = False
-    bounds = BOUNDS
-    host_crops = False
 
     @classmethod
     def from_config(
@@ -85,35 +60,10 @@ class ContextPrediction(Objective):
     ) -> "ContextPrediction":
         """Returns the objective that a resolved config describes."""
         del blocks
-        return cls(
-            tiles=Tiles.from_config(config, vit),
-            width=vit.width,
-            hidden=config.head.hidden,
-            readout=config.head.readout,
-            expansion=config.head.expansion,
-            dtype=vit.dtype,
-        )
-
-    @staticmethod
-    def defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
-        """Returns the fields of tiles and head, see `default_tiles`."""
-        return default_tiles(config)
-
-    @staticmethod
-    def check(config: ml_collections.ConfigDict) -> None:
-        """Checks a config in which model sizes are known.
-
-        Raises:
-          ValueError: tiles that cannot be cut or encoded; says what would fit.
-        """
-        check_tiles(config)
+        return cls(**cls.fields(config, vit))
 
     def _head(self):
         return _Head(self.readout, self.expansion, self.hidden, self.dropout, self.dtype)
-
-    @property
-    def readout_module(self) -> Readout:
-        return Readout(self.readout, self.expansion, self.dtype)
 
     def init_head(self, rng: jax.Array) -> PyTree:
         """Returns one block's head parameters, float32."""

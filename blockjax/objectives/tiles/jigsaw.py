@@ -11,16 +11,12 @@ from flax import linen as nn
 
 from blockjax.models.heads import Readout
 from blockjax.models.vit import ViT
-from blockjax.objectives.objective import Objective
+from blockjax.objectives.tiles.base import TileObjective
 from blockjax.objectives.tiles.cut import (
-    BOUNDS,
     CELLS,
     Classifier,
-    Tiles,
     at_chance,
-    check_tiles,
     classification,
-    default_tiles,
 )
 from blockjax.objectives.tiles.permutations import check_permutations, permutations
 
@@ -48,8 +44,8 @@ class _Head(nn.Module):
         return Classifier(self.hidden, self.classes, self.dropout, name="classifier")(ordered, rng)
 
 
-@dataclasses.dataclass(frozen=True)
-class Jigsaw(Objective):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Jigsaw(TileObjective):
     """Tells by which permutation of a fixed set the nine tiles of an image were shuffled.
 
     Tiles are encoded one by one, without attention from one to another and with positions of their own, and are
@@ -57,56 +53,28 @@ class Jigsaw(Objective):
     google/revisiting-self-supervised (self_supervision/jigsaw.py).
 
     Attributes:
-      tiles: how tiles are cut.
-      width: the encoder's width.
       permutations: how many of them (P), the classes.
       permutation_set: see `blockjax.objectives.tiles.permutations.permutations`.
       per_image: orders in which an image is seen in a step (R).
       tile_width: features of a tile after the dense layer that all tiles share.
-      hidden: width of the hidden layer.
-      readout: of a tile's tokens, see `Readout`.
-      expansion: width of the readout "cbe_gap".
-      dropout: probability, of hidden units.
-      dtype: of activations.
     """
 
-    tiles: Tiles
-    width: int
     permutations: int
     permutation_set: str
     per_image: int
     tile_width: int
-    hidden: int
-    readout: str = "gap"
-    expansion: int = 0
-    dropout: float = 0.5
-    dtype: Any = jnp.float32
-
-    means_over_images = False
-    bounds = BOUNDS
-    host_crops = False
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict, vit: ViT, blocks: int) -> "Jigsaw":
         """Returns the objective that a resolved config describes."""
         del blocks
         return cls(
-            tiles=Tiles.from_config(config, vit),
-            width=vit.width,
             permutations=config.tiles.permutations,
             permutation_set=config.tiles.permutation_set,
             per_image=config.tiles.per_image,
             tile_width=config.head.width,
-            hidden=config.head.hidden,
-            readout=config.head.readout,
-            expansion=config.head.expansion,
-            dtype=vit.dtype,
+            **cls.fields(config, vit),
         )
-
-    @staticmethod
-    def defaults(config: ml_collections.ConfigDict) -> dict[str, Any]:
-        """Returns the fields of tiles and head, see `default_tiles`."""
-        return default_tiles(config)
 
     @staticmethod
     def check(config: ml_collections.ConfigDict) -> None:
@@ -115,7 +83,7 @@ class Jigsaw(Objective):
         Raises:
           ValueError: tiles that cannot be cut or encoded, or a set without so many permutations; says what would fit.
         """
-        check_tiles(config)
+        TileObjective.check(config)
         tiles = config.tiles
         if tiles.permutations < 2:
             raise ValueError(
@@ -125,8 +93,6 @@ class Jigsaw(Objective):
             check_permutations(tiles.permutations, tiles.permutation_set)
         except ValueError as error:
             raise ValueError(f"tiles.permutations or tiles.permutation_set: {error}") from error
-        if tiles.per_image < 1:
-            raise ValueError(f"tiles.per_image must be at least 1, not {tiles.per_image}")
 
     def _head(self):
         return _Head(
@@ -142,10 +108,6 @@ class Jigsaw(Objective):
     def _orders(self, labels):
         """Returns the permutations of labels [...], [..., 9]: place i of the puzzle holds tile permutation[i]."""
         return jnp.asarray(permutations(self.permutations, self.permutation_set))[labels]
-
-    @property
-    def readout_module(self) -> Readout:
-        return Readout(self.readout, self.expansion, self.dtype)
 
     def init_head(self, rng: jax.Array) -> PyTree:
         """Returns one block's head parameters, float32."""

@@ -137,7 +137,9 @@ def test_the_config_says_all():
     vit = ViT(image_size=32, patch_size=4, width=32, depth=1, heads=2, dtype=jnp.bfloat16)
     found = ContextPrediction.from_config(config, vit, 4)
     tiles = Tiles(54, 48, 12, 0.66, 4, (8, 8))
-    assert found == ContextPrediction(tiles, 32, 512, "gap", 128, 0.5, jnp.bfloat16)
+    assert found == ContextPrediction(
+        tiles=tiles, width=32, hidden=512, readout="gap", expansion=128, dtype=jnp.bfloat16
+    )
     hash(found)
     assert not ContextPrediction.means_over_images
     config.tiles.crop = 50
