@@ -136,7 +136,9 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _image_files(root: Path, folder: str) -> list[str]:
-    """Returns the image files in `folder` and below, sorted and relative to `root`."""
+    """Returns the image files in `folder` and below, sorted and relative to `root`; none where there is no folder."""
+    if not (root / folder).exists():  # a class that another part has
+        return []
     files = []
     for directory, below, names in os.walk(root / folder, onerror=_raise):
         below[:] = filter(_visible, below)
