@@ -69,7 +69,7 @@ def reconstruct(
     if output.suffix.lower() != ".png":
         raise ValueError(f"--output {output} should end in .png")
     run = open_run(workdir)
-    if not attention and not hasattr(run.learner.objective, "picture"):
+    if not attention and not run.learner.objective.reconstructs:
         raise ValueError(
             f"{workdir} was trained by {run.config.objective}, which reconstructs nothing; give --attention"
         )
