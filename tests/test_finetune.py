@@ -19,13 +19,18 @@ from tests.tiny import images, marked_data, tiny_config
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    """A short block-wise run on images of four classes, and its data."""
+def data(tmp_path_factory):
+    """The source of images of four classes."""
+    return f"arrays:{marked_data(tmp_path_factory.mktemp('data'))}"
+
+
+@pytest.fixture(scope="module")
+def pretrained(data, tmp_path_factory):
+    """A short block-wise run on those images, and its data."""
     folder = tmp_path_factory.mktemp("pretrained")
-    data = marked_data(folder)
-    fields = {"steps": 3, "mesh.data": -1, "data.source": f"arrays:{data}", "data.flip": False}
+    fields = {"steps": 3, "mesh.data": -1, "data.source": data, "data.flip": False}
     Training(tiny_config(**fields), folder / "run").run()
-    return folder / "run", f"arrays:{data}"
+    return folder / "run", data
 
 
 def config_of(pretrained, steps=40, **overrides):
@@ -165,8 +170,8 @@ def test_other_image_sizes(pretrained, tmp_path):
     assert again.learner.vit.learned_positions and again.learner.vit.image_size == 48
 
 
-def test_a_fraction_of_each_class(pretrained):
-    source = open_source(pretrained[1], "train")
+def test_a_fraction_of_each_class(data):
+    source = open_source(data, "train")
     for fraction, count in ((0.1, 6), (0.001, 1), (1.0, 60)):
         part = fraction_of(source, fraction, seed=0)
         assert np.bincount(part.labels).tolist() == [count] * 4
@@ -180,6 +185,7 @@ def test_a_fraction_of_each_class(pretrained):
     assert "24 examples of" in small.description
 
 
+@pytest.mark.slow
 def test_data_without_labels(pretrained, tmp_path):
     np.savez(tmp_path / "plain.npz", images=images(80))
     config = config_of(pretrained, **{"data.source": f"arrays:{tmp_path / 'plain.npz'}"})

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-from blockjax import sharding
 from blockjax.learner.placement import Placement, state_formats
 from blockjax.sharding.mesh import (
     batch_sharding,
@@ -186,7 +185,7 @@ def test_the_rows_of_processes_are_those_that_the_mesh_gives_their_devices():
 
 def test_rows_of_a_process_that_do_not_follow_one_another(monkeypatch):
     mesh, batch = make_mesh((4, 1, 1)), np.arange(8 * 3).reshape(8, 3)
-    monkeypatch.setattr(sharding, "process_parts", lambda mesh, process: [1, 3])
+    monkeypatch.setattr("blockjax.sharding.mesh.process_parts", lambda mesh, process: [1, 3])
     rows = process_rows(mesh, 8)
     assert rows.tolist() == [2, 3, 6, 7]
 

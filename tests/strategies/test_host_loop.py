@@ -59,7 +59,9 @@ def trained_by_blockwise(**overrides):  # on the host: other tests count what de
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 1)])
-@pytest.mark.parametrize("objective", ["mae", "beit", "moco"])
+@pytest.mark.parametrize(
+    "objective", ["beit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mae", "moco"))]
+)
 def test_equals_blockwise(objective, shape, monkeypatch):
     # Adam would make large steps of what is left of gradients that are zero.
     momentum = optax.sgd(1e-3, momentum=0.9)

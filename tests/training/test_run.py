@@ -85,6 +85,7 @@ def final_state(config, workdir, steps=STEPS):
     return jax.device_get(state)
 
 
+@pytest.mark.slow
 def test_what_a_run_writes(finished):
     workdir, summary = finished
     rows = read_metrics(workdir / "metrics.jsonl")

@@ -111,6 +111,7 @@ def test_the_second_stream_flows_through_the_averages():
     assert np.abs(out["tokens"] - out["target"]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_queue_takes_the_averaged_heads_keys_of_the_second_views():
     objective = learner_of("moco", **{"momentum.queue": 16}).objective
     head, other = (objective.init_head(jax.random.key(seed)) for seed in range(2))
