@@ -37,7 +37,7 @@ BOUNDS = {
     "data.fraction": _POSITIVE_SHARE,
     "data.shift": Bound(0, 2**16),
     "data.workers": Bound(0, 4096),
-    "optimizer.base_learning_rate": Bound(0, 1e6),
+    "optimizer.base_learning_rate": Bound(0),
     "optimizer.warmup_steps": Bound(0, INT32),
     "optimizer.warmup_share": _BELOW_ONE,
     "optimizer.weight_decay": Bound(0, 1e6),

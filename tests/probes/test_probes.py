@@ -51,13 +51,16 @@ def test_linear_needs_its_bias_and_its_scaling():
 
 
 def test_the_penalty_is_chosen_and_the_bias_counts():
-    """More features than examples, most of them noise, and one class in nine examples out of ten."""
-    rng = np.random.default_rng(0)
-    labels = (np.arange(200) % 10 == 0).astype(int)
-    features = rng.normal(size=(200, 120)).astype(np.float32)
+    """As many features as examples, most of them noise, and one class in nine examples out of ten.
+
+    The least penalty alone would give 0.64, the greatest 0.9.
+    """
+    rng = np.random.default_rng(1)
+    labels = (rng.permutation(300) % 10 == 0).astype(int)
+    features = rng.normal(size=(300, 150)).astype(np.float32)
     features[:, 0] += 4 * labels
-    train, test = (features[:120], labels[:120]), (features[120:], labels[120:])
-    assert linear.linear_accuracy(*train, *test, 2) >= 0.9
+    train, test = (features[:150], labels[:150]), (features[150:], labels[150:])
+    assert linear.linear_accuracy(*train, *test, 2) > 0.91
 
 
 class Fake:

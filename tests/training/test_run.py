@@ -493,7 +493,7 @@ def test_command_line_errors_are_sentences(arrays, tmp_path):
 
     assert "blocks 3 does not divide the depth of 4 layers" in fails("--config.blocks=3")
     assert "did you mean 'batch_size'" in fails("--config.batch_sise=3")
-    assert "No such file" in fails("--config=nosuch.py")
+    assert "no such file" in fails("--config=nosuch.py")
     alone = [sys.executable, "-m", "blockjax.main", "--config", "nosuch.py"]
     done = subprocess.run(alone, cwd=root, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "nosuch.py" in done.stderr
