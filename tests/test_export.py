@@ -49,7 +49,7 @@ def test_blocks_of_a_run(workdirs):
     run = transfer.open_run(workdirs["blockwise"])
     assert run.step == 2
     batch = images(3)
-    inputs = run.backbone.inputs(batch)
+    inputs = run.backbone.vit.inputs(batch)
 
     def normed(head, tokens):
         return run.backbone.normed(head["norm"], tokens)[:, 1:].mean(axis=1)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from blockjax.models.heads import Readout
-from blockjax.models.patches import patchify, standardize, standardize_unit
 from blockjax.models.vit import ViT, layer_norm
 from blockjax.sharding.memory_spaces import to_device
 
@@ -49,7 +48,7 @@ class Backbone:
         """
         if readout not in CALL_READOUTS:
             raise ValueError(f"readout {readout!r} is unknown; there is {', '.join(CALL_READOUTS)}")
-        tokens = self.vit.stem(params["stem"], self.inputs(images))
+        tokens = self.vit.stem(params["stem"], self.vit.inputs(images))
         merged = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), params["layers"])
         tokens = self.vit.layers(merged, tokens)
         norm = jax.tree.map(lambda leaf: leaf[-1], head_norm(params["heads"]))
@@ -60,27 +59,6 @@ class Backbone:
         if readout == "mean":
             return patches.mean(axis=-2)
         return patches.reshape(*patches.shape[:-2], *self.vit.grid, -1)
-
-    def inputs(self, images: jax.Array) -> dict[str, jax.Array]:
-        """Returns the stem's inputs of whole images, [..., H, W, 3], uint8 or float in [0, 1].
-
-        Raises:
-          ValueError: images of another size than the encoder's.
-        """
-        side = self.vit.image_size
-        if images.shape[-3:] != (side, side, 3):
-            raise ValueError(
-                f"images of shape {images.shape}: this encoder takes [..., {side}, {side}, 3]; resize them first"
-            )
-        flat = images.reshape(-1, *images.shape[-3:])
-        patches = patchify(flat, self.vit.patch_size)
-        is_uint8 = images.dtype == jnp.uint8
-        patches = (
-            standardize(patches) if is_uint8 else standardize_unit(patches.astype(jnp.float32))
-        )
-        patches = patches.reshape(*images.shape[:-3], *patches.shape[1:])
-        positions = jnp.broadcast_to(jnp.arange(self.vit.patches), patches.shape[:-1])
-        return {"patches": patches, "positions": positions}
 
     def read(
         self,
@@ -133,7 +111,7 @@ class Backbone:
             found = _cls_attention(vit, jax.tree.map(lambda leaf: leaf[0], last), tokens)
             return vit.layers(last, tokens), found.reshape(*found.shape[:2], *vit.grid)
 
-        tokens = vit.stem(params["stem"], self.inputs(images_BHWC))
+        tokens = vit.stem(params["stem"], self.vit.inputs(images_BHWC))
         return jax.lax.scan(one, tokens, params["layers"])[1]
 
     def pooled(self, tokens_BTD: jax.Array, readout: str, pool: int = 1) -> jax.Array:
@@ -173,7 +151,7 @@ class Backbone:
             variables = {"params": head["readout"]}
             return self.readout.apply(variables, tokens, mutable=["statistics"])[1]["statistics"]
 
-        inputs = self.inputs(images_BHWC)
+        inputs = self.vit.inputs(images_BHWC)
         _, statistics = self.read(params, inputs, lambda tokens: (), at_head)
         return {**params, "heads": {**params["heads"], "statistics": statistics}}
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from blockjax.models.patches import patchify, standardize, standardize_unit
 from blockjax.models.position import sincos_2d
 
 PyTree = Any
@@ -203,6 +204,27 @@ class ViT:
         layers = self.depth // blocks
         keys = jax.vmap(lambda i: jax.random.fold_in(rng, block * layers + i))(jnp.arange(layers))
         return jax.vmap(lambda key: self._layer().init(key, tokens)["params"])(keys)
+
+    def inputs(self, images: jax.Array) -> dict[str, jax.Array]:
+        """Returns the stem's inputs of whole images, [..., H, W, 3], uint8 or float in [0, 1].
+
+        Raises:
+          ValueError: images of another size than the encoder's.
+        """
+        side = self.image_size
+        if images.shape[-3:] != (side, side, 3):
+            raise ValueError(
+                f"images of shape {images.shape}: this encoder takes [..., {side}, {side}, 3]; resize them first"
+            )
+        flat = images.reshape(-1, *images.shape[-3:])
+        patches = patchify(flat, self.patch_size)
+        is_uint8 = images.dtype == jnp.uint8
+        patches = (
+            standardize(patches) if is_uint8 else standardize_unit(patches.astype(jnp.float32))
+        )
+        patches = patches.reshape(*images.shape[:-3], *patches.shape[1:])
+        positions = jnp.broadcast_to(jnp.arange(self.patches), patches.shape[:-1])
+        return {"patches": patches, "positions": positions}
 
     def stem(self, params: PyTree, inputs: dict[str, jax.Array]) -> jax.Array:
         """Embeds patches.

@@ -50,5 +50,5 @@ def _predicted(learner: Learner, mesh, params, images_BHWC):
         return learner.objective.logits(head, tokens).argmax(axis=-1)
 
     backbone = learner.backbone
-    _, found = backbone.read(params, backbone.inputs(images_BHWC), lambda tokens: (), at_head)
+    _, found = backbone.read(params, backbone.vit.inputs(images_BHWC), lambda tokens: (), at_head)
     return replicated(found, mesh)

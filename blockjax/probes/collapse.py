@@ -57,7 +57,7 @@ def monitor(learner: Learner, mesh, state: TrainState, images_BHWC: jax.Array) -
     if side != size:  # views are cut from larger ones
         zero_B, side_B = jnp.zeros(count), jnp.full(count, float(side))
         images_BHWC = crop_and_resize(images_BHWC, zero_B, zero_B, side_B, side_B, size) / 255.0
-    inputs = backbone.inputs(images_BHWC)
+    inputs = backbone.vit.inputs(images_BHWC)
     found, _ = backbone.read(params, inputs, lambda tokens: spread(backbone.pooled(tokens, "mean")))
     return replicated(found, mesh)
 

@@ -134,7 +134,7 @@ def _features(backbone, readouts, pool, mesh, params, images_BHWC):
         return {name: backbone.pooled(tokens, name, pool) for name in readouts if name != "own"}
 
     at_head = backbone.own if "own" in readouts else None
-    found, own = backbone.read(params, backbone.inputs(images_BHWC), at_depth, at_head)
+    found, own = backbone.read(params, backbone.vit.inputs(images_BHWC), at_depth, at_head)
     return replicated(found if own is None else {**found, "own": own}, mesh)
 
 

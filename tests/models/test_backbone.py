@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blockjax.models.backbone import Backbone
 from tests.tiny import images, tiny_learner
 
 
@@ -53,7 +52,7 @@ def test_wrong_images_and_readouts():
 
 def test_depths_are_read_one_after_another():
     backbone, params = opened()
-    inputs = backbone.inputs(images(2))
+    inputs = backbone.vit.inputs(images(2))
     tokens = backbone.vit.stem(params["stem"], inputs)
     found, of_heads = backbone.read(
         params,
@@ -82,13 +81,13 @@ def test_own_readout_of_an_objective(objective):
     assert ("statistics" in params["heads"]) == is_wide
 
     def own(batch):
-        return backbone.read(params, backbone.inputs(batch), lambda t: (), backbone.own)[1]
+        return backbone.read(params, backbone.vit.inputs(batch), lambda t: (), backbone.own)[1]
 
     whole = own(batch)
     width = backbone.readout.expansion if is_wide else 32
     assert whole.shape == (4, 6, width)
     np.testing.assert_allclose(own(batch[2:3])[:, 0], whole[:, 2], atol=1e-4)
-    tokens = backbone.vit.stem(params["stem"], backbone.inputs(batch))
+    tokens = backbone.vit.stem(params["stem"], backbone.vit.inputs(batch))
     first = jax.tree.map(lambda leaf: leaf[0], params["layers"])
     head = jax.tree.map(lambda leaf: leaf[0], params["heads"]["readout"])
     expected = backbone.readout.apply({"params": head}, backbone.vit.layers(first, tokens))
@@ -102,7 +101,7 @@ def test_learned_positions_are_used():
 
     learned = dataclasses.replace(vit, learned_positions=True)
     stem = learned.init_stem(jax.random.key(0))
-    inputs = Backbone(vit, 1).inputs(images(2))
+    inputs = vit.inputs(images(2))
     fixed = {name: value for name, value in stem.items() if name != "positions"}
     np.testing.assert_allclose(learned.stem(stem, inputs), vit.stem(fixed, inputs), atol=1e-6)
     moved = {**stem, "positions": stem["positions"] + 1.0}

@@ -89,7 +89,7 @@ def test_a_single_head_is_that_of_the_last_depth():
     norm = jax.tree.map(lambda leaf: leaf[0], params["heads"]["norm"])
     layers = jax.tree.map(lambda leaf: leaf.reshape(4, *leaf.shape[2:]), params["layers"])
     vit = backbone.vit
-    tokens = vit.layers(layers, vit.stem(params["stem"], backbone.inputs(images(3))))
+    tokens = vit.layers(layers, vit.stem(params["stem"], backbone.vit.inputs(images(3))))
     expected = backbone.normed(norm, tokens)[:, 1:].mean(axis=1)
     np.testing.assert_allclose(found.arrays["own"][4], expected, atol=1e-5)
 

@@ -41,6 +41,15 @@ class BYOL(MomentumObjective, TwoView):
             "momentum.decay": 0.99 if small else 0.996,
         }
 
+    @staticmethod
+    def check(config: ml_collections.ConfigDict) -> None:
+        TwoView.check(config)
+        if config.momentum.queue:
+            raise ValueError(
+                f"momentum.queue {config.momentum.queue}: byol compares no images with each other and has no queue; "
+                "set it to 0, or objective=moco"
+            )
+
     def _projector(self):
         return Projector((self.hidden, self.out), hidden_bias=True)
 

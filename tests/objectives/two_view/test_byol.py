@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from blockjax import config as config_lib
 from blockjax.objectives.two_view.byol import regression_loss
-from tests.tiny import tiny_learner
+from tests.tiny import tiny_config, tiny_learner
 
 
 def normal(seed, *shape):
@@ -30,6 +32,12 @@ def test_equals_a_plain_writing():
     ]
     got = regression_loss(jnp.asarray(p, jnp.float32), jnp.asarray(z, jnp.float32))
     np.testing.assert_allclose(got, np.mean(rows), rtol=1e-5)
+
+
+def test_a_queue_is_refused():
+    config = tiny_config(objective="byol", **{"momentum.queue": 16})
+    with pytest.raises(ValueError, match=r"momentum.queue 16: byol .* set it to 0, or objective=m"):
+        config_lib.resolve(config, devices=1, platform="cpu")
 
 
 def test_targets_have_no_gradient():
