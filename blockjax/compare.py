@@ -1,12 +1,17 @@
-"""Trains several configs, each under several strategies and seeds, and shows side by side what their blocks learned.
+r"""Trains configs under several strategies, settings and seeds, and shows side by side what their blocks learned.
 
     python -m blockjax.compare configs/simclr.py configs/rotation.py --workdir runs/compare
+    python -m blockjax.compare configs/quickstart.py --strategies end_to_end,blockwise,blockwise+ladder \
+        --sweep blocks=2,4 --seeds 0,1,2 --finetune configs/finetune.py --labels 0.1 --workdir runs/study
 
 One run after another; each has a folder of its own in the workdir, as `python -m blockjax.main` leaves it. Stopped, the
-same command goes on where it was. After each run comparison.md, comparison.json and comparison.png are written anew.
+same command goes on where it was. After each run comparison.md, comparison.json and comparison.png are written anew,
+and with --targets comparison_memory.png, accuracy against memory. A folder that holds config.json, summary.json and
+metrics.jsonl only counts as a finished run.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
@@ -18,18 +23,59 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 from absl import logging
 
+from blockjax.config.fields import check_field, set_field
 from blockjax.config.files import load_config
 from blockjax.config.variants import OPTIONS, vary
+from blockjax.memory.jobs import run_job
+from blockjax.memory.profiles import MIB, DoesNotFit
 from blockjax.report import figures
 from blockjax.report.command import begin, check_devices, what_happened
+from blockjax.report.comparison import table
 from blockjax.training.run import Interrupted, Training
 from blockjax.workdir.checkpoint import NotSaved
 from blockjax.workdir.files import write_bytes_atomic, write_json_atomic
 from blockjax.workdir.metrics import read_metrics
+from blockjax.xla.flops import matmul_flops
+from blockjax.xla.targets import parse_target
 
 _SUMMARY = "summary.json"  # a run writes it last
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a comparison.
+
+    Attributes:
+      name: of its config.
+      file: of its config.
+      strategy: as `blockjax.config.variants.vary` takes it.
+      fields: what is swept, with this run's values.
+      seed: of weights, masks, views and the order of images.
+    """
+
+    name: str
+    file: str
+    strategy: str
+    fields: dict[str, Any]
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """The name of the run's folder."""
+        swept = [f"{field}={value}" for field, value in self.fields.items()]
+        return "-".join([self.name, self.strategy, *swept, str(self.seed)]).replace("/", "_")
+
+    def config(self) -> ml_collections.ConfigDict:
+        """Returns its config."""
+        config = load_config(self.file)
+        for field, value in self.fields.items():
+            set_field(config, field, value)
+        config = vary(config, self.strategy)
+        config.seed = self.seed
+        return config
 
 
 def main() -> None:
@@ -48,13 +94,37 @@ def main() -> None:
         help="with commas between (default: %(default)s)",
     )
     parser.add_argument("--seeds", default="0", help="with commas between (default: %(default)s)")
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE,...",
+        help="values of a config field; given several times, every combination is run",
+    )
+    parser.add_argument(
+        "--finetune", metavar="CONFIG", help="also fine-tune every run, by this config file"
+    )
+    parser.add_argument(
+        "--labels", default="0.1", help="shares of the labels to fine-tune with (default: 0.1)"
+    )
+    parser.add_argument(
+        "--targets", default="", help="also compile every step for these accelerators: h100,v5e"
+    )
     arguments = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     begin()
     check_devices()
     try:
-        seeds = _integers(arguments.seeds)
-        compare(arguments.configs, arguments.strategies.split(","), seeds, arguments.workdir)
+        compare(
+            arguments.configs,
+            arguments.strategies.split(","),
+            _numbers("--seeds", arguments.seeds, int),
+            arguments.workdir,
+            sweep=dict(_axis(text) for text in arguments.sweep),
+            finetune=arguments.finetune,
+            labels=_numbers("--labels", arguments.labels, float),
+            targets=[target for target in arguments.targets.split(",") if target],
+        )
     except Interrupted as stop:
         sys.exit(str(stop))
     except (ValueError, FloatingPointError, NotSaved) as error:
@@ -63,11 +133,29 @@ def main() -> None:
         sys.exit(what_happened(error, arguments.workdir) or f"error: {error}")
 
 
-def _integers(text):
+def _numbers(flag, text, kind):
     try:
-        return [int(seed) for seed in text.split(",")]
+        return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--seeds {text} should be integers with commas between") from None
+        what = "integers" if kind is int else "numbers"
+        raise ValueError(f"{flag} {text} should be {what} with commas between") from None
+
+
+def _axis(text):
+    """Reads FIELD=VALUE,VALUE; values are numbers, True, False and text."""
+    field, equals, values = text.partition("=")
+    if not equals or not values:
+        raise ValueError(f"--sweep {text} should be FIELD=VALUE,VALUE, such as blocks=2,4")
+    return field, [_value(part) for part in values.split(",")]
+
+
+def _value(text):
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {"True": True, "False": False}.get(text, text)
 
 
 def compare(
@@ -75,6 +163,11 @@ def compare(
     strategies: Sequence[str],
     seeds: Sequence[int],
     workdir: str | os.PathLike,
+    *,
+    sweep: dict[str, Sequence[Any]] | None = None,
+    finetune: str | None = None,
+    labels: Sequence[float] = (0.1,),
+    targets: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Trains what is not trained yet, and writes the comparison.
 
@@ -83,6 +176,10 @@ def compare(
       strategies: as `blockjax.config.variants.vary` takes them.
       seeds: of weights, masks, views and the order of images.
       workdir: where the runs' folders are.
+      sweep: values by config field, of which every combination is run.
+      finetune: a config file by which every run is fine-tuned; None for none.
+      labels: shares of the labels that fine-tuning gets.
+      targets: accelerators for which each step is compiled, see `blockjax.xla.targets.parse_target`.
 
     Returns:
       A row for each run, see `row_of`.
@@ -95,50 +192,114 @@ def compare(
         raise ValueError(
             f"the configs {', '.join(files)} have one name twice; copy one to a file of another name"
         )
-    runs = [
-        (name, file, strategy, seed)
-        for (name, file), strategy, seed in itertools.product(
-            zip(names, files, strict=True), strategies, seeds
+    for target in targets:
+        parse_target(target)
+    sweep = sweep or {}
+    cells = [
+        Cell(name, file, strategy, dict(zip(sweep, values, strict=True)), seed)
+        for (name, file), strategy, values, seed in itertools.product(
+            zip(names, files, strict=True), strategies, itertools.product(*sweep.values()), seeds
         )
     ]
-    for run in runs:  # all are checked before any is trained
-        _open(*run, workdir)
+    folders = [Path(workdir) / cell.folder for cell in cells]
+    for cell, folder in zip(cells, folders, strict=True):  # all are checked before any is trained
+        for field in sweep:
+            check_field(cell.config(), field)
+        Training(cell.config(), folder)
+    if finetune is not None:
+        load_config(finetune)
     rows, seconds = [], []
-    for number, (name, file, strategy, seed) in enumerate(runs, start=1):
-        run = _open(name, file, strategy, seed, workdir)
-        if not (run.workdir / _SUMMARY).exists():
-            left = statistics.mean(seconds) * (len(runs) - number + 1) if seconds else None
-            about = "" if left is None else f"; about {max(1, round(left / 60))} min left"
-            print(f"\n{number} of {len(runs)}: {name}, {strategy}, seed {seed}{about}", flush=True)
-            start = time.monotonic()
-            run.run()
+    for number, (cell, folder) in enumerate(zip(cells, folders, strict=True), start=1):
+        left = statistics.mean(seconds) * (len(cells) - number + 1) if seconds else None
+        about = "" if left is None else f"; about {max(1, round(left / 60))} min left"
+        what = ", ".join([cell.strategy, *(f"{k}={v}" for k, v in cell.fields.items())])
+        print(
+            f"\n{number} of {len(cells)}: {cell.name}, {what}, seed {cell.seed}{about}", flush=True
+        )
+        start, found = time.monotonic(), _found(folder)
+        run = _finished(Training(cell.config(), folder))
+        row = {"config": cell.name, "strategy": cell.strategy, "fields": cell.fields}
+        row |= {"seed": cell.seed} | row_of(run) | {"gflops": _gflops(run)}
+        if finetune is not None:
+            row["finetuned"] = {f"{share:g}": _finetuned(finetune, run, share) for share in labels}
+        if targets:
+            row["memory"] = {target: _memory(folder, cell.config(), target) for target in targets}
+        rows.append(row)
+        if not found:
             seconds.append(time.monotonic() - start)
-        rows.append({"config": name, "strategy": strategy, "seed": seed} | row_of(run))
-        write_json_atomic(Path(workdir) / "comparison.json", rows)
-        write_bytes_atomic(Path(workdir) / "comparison.md", table(rows).encode())
-        if all(row["probes"] for row in rows):
-            write_bytes_atomic(Path(workdir) / "comparison.png", figures.comparison(rows))
+        _write(Path(workdir), rows)
     print("\n" + table(rows), flush=True)
     return rows
 
 
-def _open(name, file, strategy, seed, workdir):
-    config = vary(load_config(file), strategy)
-    config.seed = seed
-    return Training(config, Path(workdir) / f"{name}-{strategy}-{seed}")
+def _found(folder):
+    return (folder / _SUMMARY).exists()
+
+
+def _finished(run):
+    if not _found(run.workdir):
+        run.run()
+    return run
+
+
+def _finetuned(file, run, share):
+    """Returns the accuracy after fine-tuning the whole encoder with a share of the labels."""
+    config = load_config(file)
+    config.backbone, config.seed = str(run.workdir), run.config.seed
+    config.data.source, config.data.dir = run.config.data.source, run.config.data.dir
+    config.data.fraction = share
+    folder = run.workdir.parent / f"{run.workdir.name}-labels={share:g}"
+    if not _found(folder):
+        _finished(Training(config, folder))
+    return json.loads((folder / _SUMMARY).read_text())["accuracy"][-1]["top_1"]
+
+
+def _gflops(run):
+    """Returns the matrix products of a step, in 10^9 operations, over all devices; the mean over a run."""
+    placement, learner = run.placement, run.learner
+    if placement.is_looped:
+        traced = placement.trace_loop(run.config.batch_size)
+        turns = 1, learner.rows - 1
+    else:
+        traced, turns = placement.traces(run.config.batch_size), learner.turns
+    counted = zip(traced, turns, strict=True)
+    return sum(times * matmul_flops(part.jaxpr) for part, times in counted) / 1e9
+
+
+def _memory(folder, config, target):
+    """Returns scratch and total on a device in MiB; None where the step does not fit. Compiled once."""
+    kept = folder / f"memory_{target.replace(':', '_')}.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    try:
+        profile = run_job(config, target).profile
+        found = [profile.temp / MIB, profile.total / MIB]
+    except DoesNotFit:
+        found = [None, None]
+    write_json_atomic(kept, found)
+    return found
+
+
+def _write(workdir, rows):
+    write_json_atomic(workdir / "comparison.json", rows)
+    write_bytes_atomic(workdir / "comparison.md", table(rows).encode())
+    if all(row["probes"] for row in rows):
+        write_bytes_atomic(workdir / "comparison.png", figures.comparison(rows))
+    if all(row.get("memory") for row in rows):
+        write_bytes_atomic(workdir / "comparison_memory.png", figures.accuracy_and_memory(rows))
 
 
 def row_of(run: Training) -> dict[str, Any]:
     """Returns what the files of a finished run say.
 
     Returns:
-      {"steps", "batch_size", "seconds"; "first" and "last": the losses of all blocks at the first and the last step;
-      "chance": see `Objective.chance`; "rank" and "std": the least `effective_rank` and `feature_std` of all blocks at
-      the last step; "probes": see `blockjax.evaluate.probe_blocks`}.
+      {"steps", "batch_size", "seconds"; "first" and "last": the losses of all blocks at the first and the last step
+      that they have; "chance": see `Objective.chance`; "rank" and "std": the least `effective_rank` and `feature_std`
+      of all blocks at the last step; "probes": see `blockjax.evaluate.probe_blocks`}.
     """
     summary = json.loads((run.workdir / _SUMMARY).read_text())
     metrics = read_metrics(run.workdir / "metrics.jsonl")
-    last = metrics[-1]
+    first, last = _latest(reversed(metrics)), _latest(metrics)
     of_last_block = {
         key.partition("/")[2]: value for key, value in last.items() if key.startswith("block_")
     }
@@ -146,7 +307,7 @@ def row_of(run: Training) -> dict[str, Any]:
         "steps": summary["steps"],
         "batch_size": run.config.batch_size,
         "seconds": summary["seconds"],
-        "first": _of_blocks(metrics[0], "loss"),
+        "first": _of_blocks(first, "loss"),
         "last": _of_blocks(last, "loss"),
         "chance": run.learner.objective.chance(of_last_block),
         "rank": min(_of_blocks(last, "effective_rank"), default=None),
@@ -155,71 +316,17 @@ def row_of(run: Training) -> dict[str, Any]:
     }
 
 
-def _of_blocks(row, metric):
-    return [value for key, value in row.items() if key.endswith(f"/{metric}")]
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns rows of `compare` as a table in Markdown, and a second one over seeds where there are several.
-
-    Losses and probes of blocks are in order of depth.
-    """
-    head = (
-        *("config", "strategy", "seed", "steps x images", "loss, first", "loss, last", "chance"),
-        *("least rank", "untrained: kNN", "linear", "kNN", "linear probe", "best"),
-    )
-    lines = _head(head)
-    for row in rows:
-        probes = {probe["features"]: probe for probe in row["probes"]}
-        untrained = [probes["untrained"]] if probes else []
-        cells = [row["config"], row["strategy"], str(row["seed"])]
-        cells += [f"{row['steps']} x {row['batch_size']}"]
-        cells += [_figures(row["first"], 2), _figures(row["last"], 2)]
-        cells += [_figures([row["chance"]], 2), _figures([row["rank"]], 1)]
-        cells += [_figures([probe[kind] for probe in untrained], 3) for kind in ("knn", "linear")]
-        linear = _of_probes(row, "linear")
-        cells += [_figures(_of_probes(row, "knn"), 3), _figures(linear, 3)]
-        cells += [_figures([max(linear, default=None)], 3)]
-        lines.append("| " + " | ".join(cells) + " |")
-    if rows and rows[0]["probes"]:
-        pixels = rows[0]["probes"][0]
-        lines += ["", f"Raw pixels: kNN {pixels['knn']:.3f}, linear probe {pixels['linear']:.3f}."]
-    return "\n".join(lines + _over_seeds(rows)) + "\n"
-
-
-def _over_seeds(rows):
-    """Lines of a table of linear probes: for each config and strategy the mean and the range over its seeds."""
+def _latest(metrics):
+    """Returns the latest value of everything: blocks that train one after the other have none in the last row."""
     found = {}
-    for row in rows:
-        found.setdefault((row["config"], row["strategy"]), []).append(_of_probes(row, "linear"))
-    found = {key: seeds for key, seeds in found.items() if len(seeds) > 1 and all(seeds)}
-    if not found:
-        return []
-    depth = max(len(seeds[0]) for seeds in found.values())
-    blocks = [f"block {k}" for k in range(1, depth + 1)]
-    lines = ["", "Linear probes, mean over seeds (least to greatest):", ""]
-    lines += _head(("config", "strategy", "seeds", *blocks, "best"))
-    for (config, strategy), seeds in found.items():
-        cells = [config, strategy, str(len(seeds)), *map(_mean_and_range, zip(*seeds, strict=True))]
-        cells += ["-"] * (depth - len(seeds[0])) + [_mean_and_range([*map(max, seeds)])]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    for row in metrics:
+        found |= row
+    return found
 
 
-def _head(cells):
-    return ["| " + " | ".join(cells) + " |", "|" + "---|" * len(cells)]
-
-
-def _of_probes(row, kind):
-    return [probe[kind] for probe in row["probes"] if probe["features"].startswith("block_")]
-
-
-def _mean_and_range(values):
-    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
-def _figures(values, digits):
-    return " ".join("-" if value is None else f"{value:.{digits}f}" for value in values) or "-"
+def _of_blocks(row, metric):
+    found = {key: value for key, value in row.items() if key.endswith(f"/{metric}")}
+    return [found[key] for key in sorted(found, key=lambda key: int(key.split("/")[0][6:]))]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ from PIL import Image
 
 from blockjax import compare as compare_lib
 from blockjax.data.decode import CorruptImage
+from blockjax.memory.jobs import Result
+from blockjax.memory.profiles import MemoryProfile
 from blockjax.report import figures
+from blockjax.report.comparison import table
 from blockjax.training.run import Interrupted, Training
 from tests.tiny import images
 
@@ -97,7 +100,7 @@ def test_the_table_has_the_figures_of_each_block():
         "probes": probes,
     }
     unlabelled = {**row, "config": "b", "chance": 1.386, "rank": None, "probes": []}
-    text = compare_lib.table([row, unlabelled])
+    text = table([row, unlabelled])
     assert (
         "| a | blockwise | 3 | 5 x 8 | 1.00 2.00 | 0.50 0.25 | - | 4.0 "
         "| 0.300 | 0.400 | 0.500 0.650 | 0.700 0.600 | 0.700 |" in text
@@ -112,7 +115,7 @@ def test_the_table_has_the_figures_of_each_block():
     other = {**row, "seed": 4, "probes": [*probes[:2], {**probes[2], "linear": 0.5}, probes[3]]}
     shallow = {**row, "config": "c", "probes": probes[:3]}
     alike = [{**each, "seed": seed} for each in (unlabelled, shallow) for seed in (3, 4)]
-    text = compare_lib.table([row, other, *alike])
+    text = table([row, other, *alike])
     lines = text[text.index("mean over seeds") :].splitlines()[2:]
     assert lines == [
         "| config | strategy | seeds | block 1 | block 2 | best |",
@@ -191,4 +194,104 @@ def test_a_run_that_fails_says_why(error, message, files, tmp_path, monkeypatch)
     arguments = [files("good", "mae"), "--workdir", str(tmp_path / "out")]
     monkeypatch.setattr("sys.argv", ["compare", *arguments])
     with pytest.raises(SystemExit, match=message):
+        compare_lib.main()
+
+
+FINETUNE = """
+from blockjax.config.files import load_config
+def get_config():
+    config = load_config("configs/finetune.py")
+    config.steps, config.batch_size = 3, 8
+    config.data.flip, config.data.crop_scale = False, (1.0, 1.0)
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_fine_tunes_and_compiles_each_run_once(files, tmp_path, monkeypatch):
+    config, workdir = files("mae", "mae"), tmp_path / "out"
+    finetune = tmp_path / "finetune.py"
+    finetune.write_text(FINETUNE)
+    trained, compiled = [], []
+
+    def run(self):
+        trained.append(self.workdir.name)
+        return whole_run(self)
+
+    def job(config, target):
+        compiled.append((config.blocks, config.strategy, target))
+        return Result(MemoryProfile(1, 1, 1, 3 * 2**20))
+
+    whole_run = Training.run
+    monkeypatch.setattr(Training, "run", run)
+    monkeypatch.setattr(compare_lib, "run_job", job)
+    options = {
+        "sweep": {"blocks": [2, 4]},
+        "finetune": str(finetune),
+        "labels": [0.5, 1.0],
+        "targets": ["v5e"],
+    }
+    strategies = ["blockwise+ladder", "end_to_end"]
+    rows = compare_lib.compare([config], strategies, [0], workdir, **options)
+    names = [f"mae-{strategy}-blocks={k}-0" for strategy in strategies for k in (2, 4)]
+    tails = ("", "-labels=0.5", "-labels=1")
+    assert trained == [name + tail for name in names for tail in tails]
+    assert compiled == [(k, s, "v5e") for s in ("blockwise", "end_to_end") for k in (2, 4)]
+    again = compare_lib.compare([config], strategies, [0], workdir, **options)
+    assert again == rows
+    assert len(trained) == 12 and len(compiled) == 4
+    saved = json.loads((workdir / "mae-blockwise+ladder-blocks=4-0" / "config.json").read_text())
+    assert (saved["blocks"], saved["distillation"]["weight"]) == (4, 0.5)
+    saved = json.loads((workdir / f"{names[0]}-labels=0.5" / "config.json").read_text())
+    assert saved["backbone"] == str(workdir / names[0])
+    assert (saved["data"]["fraction"], saved["objective"]) == (0.5, "classification")
+    for row in rows:
+        assert set(row["finetuned"]) == {"0.5", "1"}
+        assert row["memory"]["v5e"] == [3.0, pytest.approx(3.0, abs=1e-4)]
+    # The ladder's teacher takes the whole image, and more blocks have more decoders.
+    assert rows[0]["gflops"] > 1.2 * rows[2]["gflops"]
+    assert rows[1]["gflops"] > rows[0]["gflops"]
+    text = (workdir / "comparison.md").read_text()
+    assert "| config | strategy | blocks | seed |" in text
+    assert "fine-tuned, 0.5 of labels | fine-tuned, 1 of labels | GFLOP" in text
+    with Image.open(workdir / "comparison_memory.png") as picture:
+        assert min(picture.size) > 100
+
+
+def test_accuracy_stands_over_scratch_memory(monkeypatch):
+    def row(strategy, accuracy, scratch):
+        return {
+            "config": "a",
+            "strategy": strategy,
+            "finetuned": {"0.1": accuracy, "1": 0.9},
+            "memory": {"h100": [scratch, 50.0], "v5e": [2 * scratch, 60.0]},
+            "probes": [],
+        }
+
+    rows = [row("x", 0.5, 10.0), row("x", 0.7, 10.0), row("y", 0.4, 20.0)]
+    monkeypatch.setattr(figures, "_png", lambda figure: figure)
+    left, right = figures.accuracy_and_memory(rows).axes
+    for axis, factor in ((left, 1), (right, 2)):
+        points = [container.lines[0].get_xydata()[0].tolist() for container in axis.containers]
+        np.testing.assert_allclose(points, [[10.0 * factor, 0.6], [20.0 * factor, 0.4]])
+    bar = left.containers[0].lines[2][0].get_segments()[0][:, 1]
+    np.testing.assert_allclose(bar, [0.5, 0.7])
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--sweep", "blocks"], "--sweep blocks should be FIELD=VALUE,VALUE"),
+        (["--sweep", "blocs=2,4"], "did you mean 'blocks'"),
+        (["--sweep", "blocks=3"], "blocks 3 does not divide"),
+        (["--labels", "0.1,x"], "--labels 0.1,x should be numbers"),
+        (["--targets", "h101"], "h101"),
+        (["--finetune", "nowhere.py"], "nowhere.py: there is no such file"),
+    ],
+)
+def test_bad_axes_are_one_sentence(flags, message, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "run", lambda self: pytest.fail("trained"))
+    arguments = [files("good", "mae"), "--workdir", str(tmp_path / "out"), *flags]
+    monkeypatch.setattr("sys.argv", ["compare", *arguments])
+    with pytest.raises(SystemExit, match=re.escape(message)):
         compare_lib.main()

@@ -851,7 +851,9 @@ def test_a_disk_that_fills_up(what, halfway, train, monkeypatch):
 
 def assert_one_whole_checkpoint(workdir):
     """Checks that the checkpoint of step 1 is there, whole, and nothing of another that needs room."""
-    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["00000001"]
+    # Threads of orbax may make empty folders anew after all was removed; the next save removes them.
+    files = [path for path in (workdir / "checkpoints").rglob("*") if path.is_file()]
+    assert {path.relative_to(workdir / "checkpoints").parts[0] for path in files} == {"00000001"}
     ended = call("export", "--workdir", workdir, "--format", "timm", "--output", "out")
     assert_works(ended)
 

@@ -3,6 +3,7 @@
 import ml_collections
 
 from blockjax.checks import INT32, UINT32, Bound, check_bounds
+from blockjax.config import coupling
 from blockjax.objectives import TASKS
 
 _COUNT = Bound(1, INT32)
@@ -65,7 +66,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: one is out of bounds, NaN or infinite; names the field and what it may be.
     """
-    bounds = dict(BOUNDS)
+    bounds = BOUNDS | coupling.BOUNDS
     for task in TASKS.values():
         bounds |= task.bounds
     check_bounds({field: _value(config, field) for field in bounds}, bounds)

@@ -31,6 +31,34 @@ def default_config() -> ml_collections.ConfigDict:
     config.objective = "mae"
     config.noise = 0.0  # added to what leaves a block, as part of its standard deviation
 
+    # Techniques that couple blocks; see docs of each in blockjax/techniques. Weights of 0 switch them off.
+    config.consistency = ml_collections.ConfigDict()
+    config.consistency.weight = 0.0  # of the term, beside the local loss
+    # predictor: a block's tokens can be foretold from those of the block below; agreement: local gradients at a
+    # boundary agree (SGR), for about twice the time
+    config.consistency.kind = "predictor"
+    config.distillation = ml_collections.ConfigDict()
+    config.distillation.weight = (
+        0.0  # of predicting another block's features, against the local loss's 1 - weight
+    )
+    config.distillation.teacher = (
+        "ladder"  # the block below, on the whole image; or top, the last block
+    )
+    config.distillation.ramp = 0.1  # share of the steps in which the weight rises from 0
+    # Of the average of parameters with which the teacher works; 0: one step old; default: the parameters themselves.
+    config.distillation.decay = config_dict.placeholder(float)
+    config.cross_block = ml_collections.ConfigDict()
+    config.cross_block.blocks = 0  # earlier blocks to which every head attends
+    config.cross_block.which = "latest"  # or first
+    config.hybrid = ml_collections.ConfigDict()  # steps in which gradients cross all boundaries
+    config.hybrid.every = 0  # each so many steps; 0: never
+    config.hybrid.share = 0.0  # of the run, at its end
+    config.hybrid.losses = "last"  # that are backpropagated; or every block's
+    config.overlap = ml_collections.ConfigDict()
+    config.overlap.window = 1  # blocks that a local loss trains; 2: also the one below
+    # sequential: one block after the other, each for its part of the steps, on frozen ones below
+    config.schedule = "simultaneous"
+
     # Where the encoder comes from: a workdir, a folder that was exported or a file of weights; default: random numbers.
     config.backbone = config_dict.placeholder(str)
     config.depth_blocks = config_dict.placeholder(int)  # the first so many blocks of that run
@@ -75,7 +103,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.loss.temperature = config_dict.placeholder(float)  # of simclr and moco
     config.loss.off_diagonal = config_dict.placeholder(float)  # of barlow_twins: λ
 
-    config.head = ml_collections.ConfigDict()  # of objectives that look at whole images or tiles
+    config.head = ml_collections.ConfigDict()
+    config.head.shared = False  # one head for all blocks, trained by all
+    # Of objectives that look at whole images or tiles:
     config.head.readout = config_dict.placeholder(str)  # cbe_gap, gap, cls
     config.head.expansion = config_dict.placeholder(int)  # width of the readout cbe_gap
     config.head.hidden = config_dict.placeholder(int)  # width of hidden layers

@@ -4,6 +4,7 @@ import ml_collections
 
 from blockjax.checks import divisors, one_of
 from blockjax.config.bounds import check_numbers
+from blockjax.config.coupling import check_coupling
 from blockjax.config.defaults import DTYPES, REMATS, STRATEGIES
 from blockjax.config.fields import check_fields
 from blockjax.kernels.masked_reconstruction import IMPLEMENTATIONS
@@ -64,6 +65,7 @@ def resolve(
     _check_data(config)
     _check_objective(config, objective)
     objective.check(config)
+    check_coupling(config)
     _check_devices(config, devices)
     if config.pipeline.batches is None:
         config.pipeline.batches = 8 * mesh_shape(config.mesh, devices)[2]
@@ -149,6 +151,11 @@ def fill_lengths(config: ml_collections.ConfigDict, steps: int) -> None:
     if not 0 <= config.optimizer.warmup_steps < max(1, steps):
         raise ValueError(
             f"optimizer.warmup_steps {config.optimizer.warmup_steps} must be shorter than the run of {steps} steps"
+        )
+    if config.schedule == "sequential" and steps < config.blocks:
+        raise ValueError(
+            f"schedule=sequential gives each of blocks={config.blocks} its part of {steps} steps; set steps to at "
+            f"least {config.blocks}"
         )
     constant = config.objective == "moco" and config.momentum.queue
     if config.momentum.steps is None and config.momentum.decay is not None and not constant:

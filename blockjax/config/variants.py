@@ -2,12 +2,31 @@
 
 import ml_collections
 
+from blockjax.config.coupling import SWITCHES
+from blockjax.config.fields import set_field
 from blockjax.config.resolve import depth
 from blockjax.objectives import TASKS
 
 # With the same decoder, so that only the training differs. They stand in every comparison of memory.
 BASELINES = ("end_to_end", "end_to_end+remat", "end_to_end+remat+accumulate4")
-OPTIONS = "+remat, +accumulateN (N microbatches), +unroll, +mae_decoder (MAE's own: 8 layers of width 512, all patches)"
+# Couplings of blocks by name, each with the strength from which to start.
+COUPLINGS = {
+    "predictor": {"consistency.weight": 0.05},
+    "agreement": {"consistency.weight": 0.05, "consistency.kind": "agreement"},
+    "ladder": {"distillation.weight": 0.5},
+    "top": {"distillation.weight": 0.2, "distillation.teacher": "top"},
+    "cross_block": {"cross_block.blocks": 1, "cross_block.which": "first"},
+    "hybrid": {"hybrid.every": 10},
+    "hybrid_end": {"hybrid.share": 0.1},
+    "every_loss": {"hybrid.every": 1, "hybrid.losses": "every"},
+    "window": {"overlap.window": 2},
+    "shared_head": {"head.shared": True},
+    "sequential": {"schedule": "sequential"},
+}
+OPTIONS = (
+    "+remat, +accumulateN (N microbatches), +unroll, +mae_decoder (MAE's own: 8 layers of width 512, all patches), "
+    f"and of blocks: {', '.join('+' + name for name in COUPLINGS)}"
+)
 
 
 def baselines(config: ml_collections.ConfigDict) -> list[str]:
@@ -29,8 +48,14 @@ def vary(config: ml_collections.ConfigDict, variant: str) -> ml_collections.Conf
     config.remat, config.microbatches, config.model.unroll = "none", 1, 1
     if config.strategy != "pipelined" and config.mesh.block != 1:
         config.mesh.block, config.mesh.data = 1, -1  # the others split the batch over all devices
+    if config.strategy == "end_to_end":  # its only block has nothing to be coupled with
+        for field, off in SWITCHES.items():
+            set_field(config, field, off)
     for option in options:
-        if option == "remat":
+        if option in COUPLINGS:
+            for field, value in COUPLINGS[option].items():
+                set_field(config, field, value)
+        elif option == "remat":
             config.remat = "layer"
         elif option.startswith("accumulate") and option[10:].isdigit():
             config.microbatches = int(option[10:])

@@ -1,4 +1,4 @@
-"""The embedded images as a TFDS data set: ArrayRecord files, built once on first use."""
+"""The embedded images as TFDS data sets: ArrayRecord files, built once on first use."""
 
 import contextlib
 import io
@@ -11,37 +11,38 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
-from blockjax.data.embedded import compose
+from blockjax.data.embedded import compose, scenes
 
 
-class Embedded(tfds.core.GeneratorBasedBuilder):
-    """Digits on photos: ten classes, 4,000 training and 1,000 test images of 32 x 32 pixels."""
+class _Composed(tfds.core.GeneratorBasedBuilder):
+    """A data set that is composed of the digits and photos in the package."""
 
-    name = "blockjax_embedded"
     VERSION = tfds.core.Version("1.0.0")
+    SIDE: int
+    TEXT: str
 
     def _info(self) -> tfds.core.DatasetInfo:
-        side = compose.IMAGE_SIZE
         return tfds.core.DatasetInfo(
             builder=self,
-            description="MNIST digits blended with crops of eleven photos.",
+            description=self.TEXT,
             license="MNIST digits: CC BY-SA 3.0; photos: CC0 or public domain",
             features=tfds.features.FeaturesDict(
                 {
-                    "image": tfds.features.Image(shape=(side, side, 3), encoding_format="png"),
+                    "image": tfds.features.Image(
+                        shape=(self.SIDE, self.SIDE, 3), encoding_format="png"
+                    ),
                     "label": tfds.features.ClassLabel(num_classes=10),
                 }
             ),
             supervised_keys=("image", "label"),
         )
 
+    def _parts(self) -> dict:
+        """Returns {"train", "test": images and labels}."""
+        raise NotImplementedError
+
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        images_BHWC, labels_B = compose.compose()
-        train, test = slice(None, compose.TRAIN_COUNT), slice(compose.TRAIN_COUNT, None)
-        return {
-            "train": self._generate_examples(images_BHWC[train], labels_B[train]),
-            "test": self._generate_examples(images_BHWC[test], labels_B[test]),
-        }
+        return {name: self._generate_examples(*part) for name, part in self._parts().items()}
 
     def _generate_examples(self, images_BHWC, labels_B) -> Iterator[tuple[int, dict]]:
         for i, (image_HWC, label) in enumerate(zip(images_BHWC, labels_B, strict=True)):
@@ -52,13 +53,48 @@ class Embedded(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": png, "label": int(label)}
 
 
+class Embedded(_Composed):
+    """Digits on photos: ten classes, 4,000 training and 1,000 test images of 32 x 32 pixels."""
+
+    name = "blockjax_embedded"
+    SIDE = compose.IMAGE_SIZE
+    TEXT = "MNIST digits blended with crops of eleven photos."
+
+    def _parts(self) -> dict:
+        images_BHWC, labels_B = compose.compose()
+        train, test = slice(None, compose.TRAIN_COUNT), slice(compose.TRAIN_COUNT, None)
+        return {
+            "train": (images_BHWC[train], labels_B[train]),
+            "test": (images_BHWC[test], labels_B[test]),
+        }
+
+
+class Scenes(_Composed):
+    """Three to five digits on photos, labelled by the largest: ten classes, 20,000 training and 2,000 test images of
+    64 x 64 pixels.
+    """
+
+    name = "blockjax_scenes"
+    SIDE = scenes.IMAGE_SIZE
+    TEXT = "Several MNIST digits of different sizes blended with crops of eleven photos; the label is the largest."
+
+    def _parts(self) -> dict:
+        return scenes.compose_scenes()
+
+
+# By what follows "embedded" in data.source.
+EMBEDDED = {"": Embedded, ":scenes": Scenes}
+
+
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
     """Tells whether the files of `builder` exist, without the warnings of TFDS when they do not."""
     return (Path(builder.data_dir) / "dataset_info.json").exists()
 
 
-def embedded_builder(data_dir: str | os.PathLike | None = None) -> tfds.core.DatasetBuilder:
-    """Returns the builder of the embedded data set, built if it was not.
+def embedded_builder(
+    data_dir: str | os.PathLike | None = None, kind: type[_Composed] = Embedded
+) -> tfds.core.DatasetBuilder:
+    """Returns the builder of an embedded data set, built if it was not.
 
     Processes that build at the same time do not disturb one another. Where `data_dir` cannot be
     written, the data set goes to the system's directory for temporary files.
@@ -66,14 +102,15 @@ def embedded_builder(data_dir: str | os.PathLike | None = None) -> tfds.core.Dat
     Args:
       data_dir: the directory of TFDS data sets; None means $TFDS_DATA_DIR or
         ~/tensorflow_datasets.
+      kind: of `EMBEDDED`.
     """
-    builder = Embedded(data_dir=data_dir, file_format="array_record")
+    builder = kind(data_dir=data_dir, file_format="array_record")
     if is_prepared(builder):
         return builder
     # Layout: <data_dir>/<name>/<version>.
     directory = Path(builder.data_dir).parent.parent
     try:
-        return _build(directory)
+        return _build(directory, kind)
     except OSError as error:
         fallback = Path(tempfile.gettempdir()) / f"blockjax_data_{os.getuid()}"
         logging.warning(
@@ -83,19 +120,19 @@ def embedded_builder(data_dir: str | os.PathLike | None = None) -> tfds.core.Dat
             error,
             fallback,
         )
-        return _build(fallback)
+        return _build(fallback, kind)
 
 
-def _build(directory: Path) -> tfds.core.DatasetBuilder:
-    builder = Embedded(data_dir=directory, file_format="array_record")
+def _build(directory: Path, kind: type[_Composed]) -> tfds.core.DatasetBuilder:
+    builder = kind(data_dir=directory, file_format="array_record")
     if is_prepared(builder):
         return builder
     directory.mkdir(parents=True, exist_ok=True)
-    logging.info("Building the embedded data set in %s, once; this takes seconds.", directory)
+    logging.info("Building %s in %s, once; this takes seconds.", kind.name, directory)
     # Each process builds in a directory of its own; moving it into place is atomic, so that
     # others see all of it or nothing, and of several processes one wins.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".blockjax_embedded_") as scratch:
-        draft = Embedded(data_dir=scratch, file_format="array_record")
+        draft = kind(data_dir=scratch, file_format="array_record")
         # TFDS speaks of downloads and shows progress bars; there is nothing to wait for here.
         silence = io.StringIO()
         with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
@@ -109,4 +146,4 @@ def _build(directory: Path) -> tfds.core.DatasetBuilder:
         except OSError:
             if not is_prepared(builder):
                 raise
-    return Embedded(data_dir=directory, file_format="array_record")
+    return kind(data_dir=directory, file_format="array_record")

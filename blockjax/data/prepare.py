@@ -17,7 +17,7 @@ def prepare(spec: str, data_dir: str | None = None, manual_dir: str | None = Non
     """Downloads and writes a data set as ArrayRecord files, if that was not done yet.
 
     Args:
-      spec: `embedded` or `tfds:<name>`.
+      spec: `embedded`, `embedded:scenes` or `tfds:<name>`.
       data_dir: the directory of TFDS data sets; None means $TFDS_DATA_DIR or
         ~/tensorflow_datasets.
       manual_dir: where the files lie that TFDS asks the user to fetch; None means
@@ -30,11 +30,14 @@ def prepare(spec: str, data_dir: str | None = None, manual_dir: str | None = Non
       DatasetUnavailable: the data set is unknown, or TensorFlow or files of the user are missing.
       ValueError: `spec` names something that needs no preparation.
     """
-    if spec == "embedded":
-        return str(builders.embedded_builder(data_dir).data_dir)
+    kind = builders.EMBEDDED.get(spec.removeprefix("embedded"))
+    if kind is not None and spec.startswith("embedded"):
+        return str(builders.embedded_builder(data_dir, kind).data_dir)
     kind, _, name = spec.partition(":")
     if kind != "tfds" or not name:
-        raise ValueError(f"{spec!r} cannot be prepared; 'embedded' and 'tfds:<name>' can.")
+        raise ValueError(
+            f"{spec!r} cannot be prepared; 'embedded', 'embedded:scenes' and 'tfds:<name>' can."
+        )
     builder = find_builder(name, data_dir)
     if builders.is_prepared(builder):
         return str(builder.data_dir)

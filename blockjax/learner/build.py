@@ -9,11 +9,12 @@ import ml_collections
 from blockjax.data.batch import image_batch
 from blockjax.learner.learner import Learner
 from blockjax.learner.optimizer import layer_rates, learning_rate_schedule, make_optimizer, scaled
+from blockjax.learner.programs import programs
 from blockjax.models.vit import ViT
 from blockjax.objectives import TASKS
 from blockjax.sharding.rules import split_as_parameters
-from blockjax.strategies import DRIVERS, Block, end_to_end, host_loop
-from blockjax.techniques.noise import with_noise
+from blockjax.strategies import Block, host_loop
+from blockjax.techniques import make_techniques, with_noise
 
 
 def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
@@ -37,11 +38,13 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
     stretched = task.stretched_size(model.image_size)
     rows = 1 if config.strategy == "end_to_end" else config.blocks
     objective = task.from_config(config, vit, rows)
+    # Under a sequential schedule each block has its part of the steps, and of the warm-up.
+    stages = config.blocks if config.schedule == "sequential" else 1
     schedule = learning_rate_schedule(
         config.optimizer.base_learning_rate,
         config.batch_size,
-        config.optimizer.warmup_steps,
-        steps,
+        config.optimizer.warmup_steps // stages,
+        -(-steps // stages),
     )
     optimizer = make_optimizer(
         schedule,
@@ -67,9 +70,24 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
     def local_loss(params, stream, targets, rng):
         return objective.local_loss(split_as_parameters(params), stream, targets, rng)
 
+    techniques = make_techniques(config, vit, objective, steps)
+
     def stem(params, inputs, rng):
         del rng
-        return objective.stem(vit, split_as_parameters(params), inputs)
+        params = split_as_parameters(params)
+        own = {name: part for name, part in inputs.items() if name != "techniques"}
+        stream = objective.stem(vit, params, own)
+        parts = [t.first(params, inputs["techniques"], stream) for t in techniques]
+        return _merged(stream, *parts)
+
+    def prepare(rng, batch, *fitted):
+        inputs, targets = objective.prepare(rng, batch, *fitted)
+        if techniques:
+            inputs = {**inputs, "techniques": _merged(*[t.inputs(batch) for t in techniques])}
+        return inputs, targets
+
+    def sweep(state, inputs):
+        return _merged(*[t.targets(state, inputs["techniques"]) for t in techniques])
 
     block = Block(
         forward=forward,
@@ -80,16 +98,17 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         begin=objective.begin,
         finish=objective.finish,
     )
-    blocks = [with_noise(block, config.noise)]
+    block = with_noise(block, config.noise)
+    for technique in techniques:
+        block = technique.apply(block)
+    blocks = [block]
     for k in range(1, rows):
         cut = objective.cut(k)
         # Blocks that see the same tokens stay one object, and so one compiled loop.
-        blocks.append(dataclasses.replace(blocks[-1], cut=cut) if cut else blocks[-1])
-    parts = {"stem": stem, "prepare": objective.prepare}
-    if config.strategy == "end_to_end":
-        train_step = end_to_end(*blocks, **parts)
-    else:
-        train_step = DRIVERS[config.strategy](blocks, **parts)
+        blocks.append(dataclasses.replace(blocks[-1], cut=_of_visible(cut)) if cut else blocks[-1])
+    parts = {"stem": stem, "prepare": prepare}
+    if any(technique.sweeps for technique in techniques):
+        parts["sweep"] = sweep
     return Learner(
         vit=vit,
         objective=objective,
@@ -102,8 +121,29 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         depths=config.blocks,
         optimizer=optimizer,
         schedule=schedule,
-        train_step=train_step,
-        loop=host_loop(blocks, **parts) if config.strategy == "streamed" else None,
+        **programs(config, blocks, parts, steps),
+        loop=host_loop(blocks, stem=stem, prepare=prepare)
+        if config.strategy == "streamed"
+        else None,
         batches=config.pipeline.batches if config.strategy == "pipelined" else None,
         rates=rates,
+        techniques=techniques,
+        shares_head=config.head.shared,
     )
+
+
+def _merged(*parts):
+    merged = {}
+    for part in parts:
+        merged |= part
+    return merged
+
+
+def _of_visible(cut):
+    """Returns a function that cuts every part of a stream but the teacher's, who sees the whole image."""
+
+    def visible_cut(stream):
+        whole = {name: part for name, part in stream.items() if name == "teacher"}
+        return {**cut({name: part for name, part in stream.items() if name != "teacher"}), **whole}
+
+    return visible_cut

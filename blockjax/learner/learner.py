@@ -16,6 +16,7 @@ from blockjax.models.vit import ViT, regroup
 from blockjax.objectives import Objective
 from blockjax.sharding.memory_spaces import to_host
 from blockjax.strategies import BlockState, TrainState, init_block_state
+from blockjax.techniques import Technique
 
 PyTree = Any
 
@@ -33,9 +34,16 @@ class Learner:
       optimizer: of each block.
       schedule: step -> learning rate.
       train_step: `(state, batch, rng) -> (state, metrics)`.
+      other_step: of the same signature, which takes the place of `train_step` in some steps; None where it never does.
+      takes_other: whether it does in a step (from 0).
+      other_share: in which share of a run's steps it does.
+      program_names: what the two are called.
       loop: of `streamed` alone, the two functions of `host_loop`, for devices that address no host memory.
       batches: that a train step takes under `pipelined`; None under the others, which take one.
       rates: what multiplies the learning rate of the stem and of each layer; None if nothing does.
+      techniques: that couple blocks.
+      shares_head: whether all blocks have one head, which is no part of theirs.
+      trained: which block (from 0) alone trains in a step (from 0), and how many updates it had; None where all do.
     """
 
     vit: ViT
@@ -46,9 +54,16 @@ class Learner:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     train_step: Any
+    other_step: Any = None
+    takes_other: Callable[[int], bool] | None = None
+    other_share: float = 0.0
+    program_names: tuple[str, str] = ("", "")
     loop: tuple[Callable, Callable] | None = None
     batches: int | None = None
     rates: tuple[float, tuple[float, ...]] | None = None
+    techniques: tuple[Technique, ...] = ()
+    shares_head: bool = False
+    trained: Callable[[int], tuple[int, int]] | None = None
 
     @property
     def in_host_memory(self) -> bool:
@@ -65,8 +80,16 @@ class Learner:
         def init_block(index):
             layers = self.vit.init_block(layers_rng, index, self.rows)
             head_rng = jax.random.fold_in(heads_rng, index)
-            params = {"layers": layers, "head": self.objective.init_head(head_rng)}
+            params = {"layers": layers}
+            if not self.shares_head:
+                params["head"] = self.objective.init_head(head_rng)
             extra = self.objective.init_block_extra(params, jax.random.fold_in(head_rng, 0))
+            for number, technique in enumerate(self.techniques, start=1):
+                link = technique.init_link(jax.random.fold_in(head_rng, number))
+                if link is not None:
+                    params["link"] = {**params.get("link", {}), **link}
+                if technique.has_extra:
+                    extra = {**(extra or {}), **technique.init_extra(params, index)}
             state = init_block_state(self._block_optimizer(index), params, extra)
             return to_host(state) if self.in_host_memory else state
 
@@ -75,13 +98,20 @@ class Learner:
         one_by_one = self.in_host_memory
         blocks = jax.lax.map(init_block, rows) if one_by_one else jax.vmap(init_block)(rows)
         stem, fitted = self.vit.init_stem(stem_rng), self.objective.fitted_shape
+        extra = self.objective.init_stem_extra(stem)
+        for technique in self.techniques:
+            if technique.has_extra:
+                extra = {**(extra or {}), **technique.init_stem_extra(stem)}
+        head = None
+        if self.shares_head:
+            params = self.objective.init_head(jax.random.fold_in(heads_rng, 0))
+            head = BlockState(params, self._head_optimizer().init({"head": params}))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            stem=init_block_state(
-                self._stem_optimizer(), stem, self.objective.init_stem_extra(stem)
-            ),
+            stem=init_block_state(self._stem_optimizer(), stem, extra),
             blocks=blocks,
             fitted=None if fitted is None else jnp.zeros(fitted),
+            head=head,
         )
 
     def _block_optimizer(self, index):
@@ -89,12 +119,29 @@ class Learner:
         if self.rates is None:
             return self.optimizer
         of_layers = jnp.asarray(self.rates[1], jnp.float32).reshape(self.rows, -1)
-        return scaled(self.optimizer, {"layers": of_layers[index], "head": jnp.float32(1.0)})
+        return scaled(
+            self.optimizer,
+            {"layers": of_layers[index], "head": jnp.float32(1.0), "link": jnp.float32(1.0)},
+        )
+
+    def _head_optimizer(self):
+        if self.rates is None:
+            return self.optimizer
+        return scaled(self.optimizer, {"head": jnp.float32(1.0)})
 
     def _stem_optimizer(self):
         if self.rates is None:
             return self.optimizer
         return scaled(self.optimizer, jnp.float32(self.rates[0]))
+
+    @property
+    def turns(self) -> tuple[float, ...]:
+        """How often each program runs in a step, the mean over a run."""
+        return (1.0,) if self.other_step is None else (1.0 - self.other_share, self.other_share)
+
+    def learning_rate(self, step: int) -> float:
+        """Returns the learning rate of a step (from 0), of the block that trains."""
+        return float(self.schedule(step if self.trained is None else self.trained(step)[1]))
 
     def start_from(self, state: TrainState, params: PyTree) -> TrainState:
         """Returns a first state with an encoder that was trained before, each array where it was.
@@ -109,7 +156,12 @@ class Learner:
         place = functools.partial(jax.tree.map, lambda new, old: jax.device_put(new, old.format))
         blocks = {**state.blocks.params, "layers": place(layers, state.blocks.params["layers"])}
         stem = place(stem, state.stem.params)
-        extra_from = self.objective.extra_from
+
+        def extra_from(params, extra):
+            for part in (self.objective, *self.techniques):
+                extra = part.extra_from(params, extra)
+            return extra
+
         return state.replace(
             stem=state.stem.replace(params=stem, extra=extra_from(stem, state.stem.extra)),
             blocks=state.blocks.replace(
@@ -135,7 +187,11 @@ class Learner:
 
     def backbone_params(self, state: TrainState) -> PyTree:
         """Returns the part of a run's state that `backbone` takes."""
-        layers, heads = (state.blocks.params[name] for name in ("layers", "head"))
+        layers = state.blocks.params["layers"]
+        if self.shares_head:
+            heads = jax.tree.map(lambda leaf: jnp.stack([leaf] * self.rows), state.head.params)
+        else:
+            heads = state.blocks.params["head"]
         if self.rows != self.depths:
             layers = regroup(layers, self.depths, stacked=2)
         return {"stem": state.stem.params, "layers": layers, "heads": heads}

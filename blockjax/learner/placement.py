@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +19,60 @@ from blockjax.strategies import BlockState, HostLoop, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
+class TwoPrograms:
+    """Two compiled train steps for one state, of which each step takes one.
+
+    Attributes:
+      first: `(state, batch, rng) -> (state, metrics)`.
+      other: of the same signature, and with arrays in the same places.
+      takes_other: whether a step (from 0) takes it.
+    """
+
+    first: jax.stages.Compiled
+    other: jax.stages.Compiled
+    takes_other: Callable[[int], bool]
+
+    @property
+    def input_formats(self) -> Any:
+        """Where and how the state is taken, as `jax.stages.Compiled` says it."""
+        return self.first.input_formats
+
+    @property
+    def output_formats(self) -> Any:
+        """Where and how it is returned."""
+        return self.first.output_formats
+
+    def at(self, step: int) -> Callable:
+        """Returns the program of a step."""
+        return self.other if self.takes_other(step) else self.first
+
+    def __call__(
+        self, state: TrainState, batch: PyTree, rng: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Takes a step, of the number that the state has; waits for the last step to read it."""
+        return self.at(int(state.step))(state, batch, rng)
+
+
+def program_at(call: Callable, step: int) -> Callable:
+    """Returns what a compiled train step calls in a step (from 0), without waiting for anything."""
+    return call.at(step) if isinstance(call, TwoPrograms) else call
+
+
+@dataclasses.dataclass(frozen=True)
 class CompiledStep:
     """A train step, compiled.
 
     Attributes:
       call: `(state, batch, rng) -> (state, metrics)`, which a run calls in each step.
-      programs: of which it consists: one, or those of a `HostLoop`.
+      programs: of which it consists: one, two of `TwoPrograms`, or those of a `HostLoop`.
       traced: what each was compiled from.
-      turns: how often each runs in a step.
+      turns: how often each runs in a step; of two programs the mean over a run.
     """
 
     call: Callable
     programs: tuple[jax.stages.Compiled, ...]
     traced: tuple[jax.stages.Traced, ...]
-    turns: tuple[int, ...]
+    turns: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +153,12 @@ class Placement:
         if not self.is_looped:
             traced = self.trace(batch_size)
             program = traced.lower().compile()
-            return CompiledStep(program, (program,), (traced,), (1,))
+            if self.learner.other_step is None:
+                return CompiledStep(program, (program,), (traced,), self.learner.turns)
+            other_traced = self._trace(self.learner.other_step, batch_size, state_formats(program))
+            other = other_traced.lower().compile()
+            call = TwoPrograms(program, other, self.learner.takes_other)
+            return CompiledStep(call, (program, other), (traced, other_traced), self.learner.turns)
         traced = self.trace_loop(batch_size)
         programs = tuple(part.lower().compile() for part in traced)
         rows = self.learner.rows
@@ -125,14 +171,24 @@ class Placement:
         `trace(...).lower().compile()` is what a run calls in each step, on a state in the formats that the compiled
         step asks for (see `state_formats`).
         """
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        batch, batch_shardings = self._abstract_batch(batch_size)
         formats = self.shardings
         if not self.learner.in_host_memory:
             # XLA chooses the layout of the state: with the default one it may copy whole stacks into another and back.
             formats = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), formats)
+        return self._trace(self.learner.train_step, batch_size, formats)
+
+    def traces(self, batch_size: int) -> tuple[jax.stages.Traced, ...]:
+        """Traces each program of the train step, to count its operations; not to be compiled."""
+        steps = [self.learner.train_step, self.learner.other_step]
+        return tuple(
+            self._trace(step, batch_size, self.shardings) for step in steps if step is not None
+        )
+
+    def _trace(self, train_step, batch_size, formats):
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        batch, batch_shardings = self._abstract_batch(batch_size)
         step = jax.jit(
-            self.learner.train_step,
+            train_step,
             donate_argnums=0,
             in_shardings=(formats, batch_shardings, everywhere),
             out_shardings=(formats, everywhere),

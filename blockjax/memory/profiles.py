@@ -58,6 +58,8 @@ class MemoryProfile:
       flops: of all matrix products of the step, over all devices (see `matmul_flops`).
       collectives: how many of each collective operation the program holds; loops count once.
       collective_bytes: what they return on one device in a step, in bytes; every turn of a loop counts.
+      programs: where steps take one of two programs, all device memory that each needs; the other fields are those of
+        the one that needs more, but for `flops`, the mean over a run.
       devices: over which the step is split.
       limit: bytes that the device can hand out, where known.
       compile_seconds: what compiling took.
@@ -75,6 +77,7 @@ class MemoryProfile:
     flops: float = 0.0
     collectives: dict[str, int] = dataclasses.field(default_factory=dict)
     collective_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    programs: dict[str, int] = dataclasses.field(default_factory=dict)
     devices: int = 1
     limit: int | None = None
     compile_seconds: float = 0.0
@@ -106,6 +109,8 @@ class MemoryProfile:
             yield "the device's memory", self.limit
         if self.host:
             yield "in host memory", self.host
+        for name, size in self.programs.items():
+            yield f"total in steps of {name}", size
 
     def __str__(self) -> str:
         """One line per part, in MiB."""
@@ -176,7 +181,11 @@ def compile_step(
             *(state_bytes.blocks, kinds),
         )
         state_bytes = state_bytes.replace(blocks=on_device)
-    parts = [part for part in (state_bytes.stem, state_bytes.blocks) if part is not None]
+    parts = [
+        part
+        for part in (state_bytes.stem, state_bytes.blocks, state_bytes.head)
+        if part is not None
+    ]
     batch = batch_size * learner.batch.example_bytes * (learner.batches or 1)
     batch //= mesh.shape["data"] * mesh.shape["fsdp"]
     if looped:
@@ -186,7 +195,12 @@ def compile_step(
         beside = (row, 2 * row + _total(state_bytes.stem) + batch)
         profile = _largest(map(profile_compiled, step.programs), beside, in_host_memory)
     else:
-        profile = profile_compiled(*step.programs)
+        profiles = [profile_compiled(program) for program in step.programs]
+        profile = max(profiles, key=lambda profile: profile.total)
+        if learner.other_step is not None:
+            names = learner.program_names
+            of_programs = {name: found.total for name, found in zip(names, profiles, strict=True)}
+            profile = dataclasses.replace(profile, programs=of_programs)
     return step.call, dataclasses.replace(
         profile,
         parameters=_total([part.params for part in parts]),
@@ -197,7 +211,7 @@ def compile_step(
             for part, times in zip(step.traced, step.turns, strict=True)
         ),
         collectives=dict(counts),
-        collective_bytes=dict(sizes),
+        collective_bytes={kind: round(size) for kind, size in sizes.items()},
         devices=mesh.size,
         limit=limit,
         compile_seconds=seconds,

@@ -43,6 +43,7 @@ class Objective(abc.ABC):
         on the device, see `stretched_size`.
       reconstructs: whether blocks make images; such an objective defines `picture` and `visible_picture`.
       decoder: the module of the heads where they are decoders, by which weights are exported; None elsewhere.
+      predicted_width: of the features of `predicted`; None where heads predict nothing patch by patch.
       fitted_shape: of what is fitted to data before training and `prepare` then takes as its third argument; None where
         nothing is. An objective that has it has a method `fit(rng, images_BHWC uint8) -> array`.
       begin, finish: of each block, see `blockjax.strategies.Block`.
@@ -56,6 +57,7 @@ class Objective(abc.ABC):
     reconstructs: ClassVar[bool] = False
     decoder: nn.Module | None = None
     fitted_shape: tuple[int, ...] | None = None
+    predicted_width: int | None = None
     begin = None
     finish = None
 
@@ -141,6 +143,22 @@ class Objective(abc.ABC):
         self, head: PyTree, tokens: PyTree, targets: PyTree, rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns a block's local loss and a dict of scalars, from the tokens that leave it."""
+
+    def predicted(
+        self, head: PyTree, tokens: jax.Array, targets: PyTree
+    ) -> tuple[jax.Array, dict[str, PyTree]]:
+        """Returns the features [B, M, F] of which a head's last layer predicts patches, and those patches' targets.
+
+        Among these are their "positions", int32 [B, M]. Of objectives with a `predicted_width`, whose `loss` is
+        `loss_of(head, *predicted(head, tokens, targets))`.
+        """
+        raise TypeError(f"{type(self).__name__} predicts no patches")
+
+    def loss_of(
+        self, head: PyTree, features_BMF: jax.Array, targets: PyTree
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the loss and a dict of scalars, from what `predicted` returns."""
+        raise TypeError(f"{type(self).__name__} predicts no patches")
 
     def local_loss(
         self, params: PyTree, stream: PyTree, targets: PyTree, rng: jax.Array

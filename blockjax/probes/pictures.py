@@ -38,7 +38,8 @@ def reconstruction(
             if (cut := objective.cut(k)) is not None:
                 stream = cut(stream)
             stream = objective.forward(learner.vit, params, stream, rng)
-            rows.append(objective.picture(params["head"], stream["tokens"], images, targets))
+            head = state.head.params if learner.shares_head else params["head"]
+            rows.append(objective.picture(head, stream["tokens"], images, targets))
         return replicated(rows, mesh)
 
     rows = [images_BHWC / 255.0, *jax.device_get(draw(state, images_BHWC))]

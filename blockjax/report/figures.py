@@ -31,11 +31,12 @@ def grid(rows: Mapping[str, np.ndarray]) -> bytes:
 def losses(rows: list[dict[str, Any]], strategy: str) -> bytes:
     """Draws each block's loss against the step, from the rows of metrics.jsonl; returns a PNG."""
     figure, axis = plt.subplots(figsize=(6, 4))
-    keys = [key for key in rows[0] if key.endswith("/loss")] if rows else []
+    # A block that waits for its turn, or had it, has none.
+    keys = sorted({key for row in rows for key in row if key.endswith("/loss")}, key=_number)
     colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.85, max(1, len(keys))))
     for key, color in zip(keys, colors, strict=False):
-        steps = np.array([row["step"] for row in rows])
-        values = np.array([row[key] for row in rows])
+        steps = np.array([row["step"] for row in rows if key in row])
+        values = np.array([row[key] for row in rows if key in row])
         axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
         width = max(1, len(values) // 40)
         smooth = np.convolve(values, np.ones(width) / width, mode="valid")
@@ -51,8 +52,12 @@ def losses(rows: list[dict[str, Any]], strategy: str) -> bytes:
     return _png(figure)
 
 
+def _number(key):
+    return int(key.partition("/")[0].rpartition("_")[2])
+
+
 def comparison(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Draws the linear probes of each config's blocks, in order of depth, a line for each strategy.
+    """Draws the linear probes of each config's blocks, in order of depth, a line for each strategy and swept setting.
 
     A line is the mean over seeds, with their range shaded.
 
@@ -62,15 +67,14 @@ def comparison(rows: Sequence[dict[str, Any]]) -> bytes:
     Returns:
       A PNG.
     """
-    configs, strategies = (
-        [*dict.fromkeys(row[key] for row in rows)] for key in ("config", "strategy")
-    )
+    configs = [*dict.fromkeys(row["config"] for row in rows)]
+    strategies = [*dict.fromkeys(map(_setting, rows))]
     found, before = collections.defaultdict(list), []
     for row in rows:
         accuracy = {probe["features"]: probe["linear"] for probe in row["probes"]}
         pixels = accuracy.pop("pixels")
         before.append(accuracy.pop("untrained"))
-        found[row["config"], row["strategy"]].append([*accuracy.values()])
+        found[row["config"], _setting(row)].append([*accuracy.values()])
     depth = max(len(seeds[0]) for seeds in found.values())
     place = {config: i * (depth + 1) for i, config in enumerate(configs)}
     figure, axis = plt.subplots(figsize=(max(4.0, 1.0 + 0.9 * len(configs)), 3.5))
@@ -97,6 +101,56 @@ def comparison(rows: Sequence[dict[str, Any]]) -> bytes:
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
     return _png(figure)
+
+
+def _setting(row):
+    fields = [f"{name}={value}" for name, value in row.get("fields", {}).items()]
+    return ", ".join([row["strategy"], *fields])
+
+
+def accuracy_and_memory(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Draws accuracy against the scratch memory of a step: a panel for each target, a point for each setting.
+
+    Accuracy is that after fine-tuning with the first share of labels where there is one, else the best linear probe. A
+    point is the mean over seeds, with a bar from the least to the greatest.
+
+    Args:
+      rows: of `blockjax.compare.compare`, with memory.
+
+    Returns:
+      A PNG.
+    """
+    targets = [*rows[0]["memory"]]
+    settings = {}
+    for row in rows:
+        settings.setdefault(f"{row['config']}, {_setting(row)}", []).append(row)
+    figure, axes = plt.subplots(
+        1, len(targets), figsize=(4.5 * len(targets), 3.5), squeeze=False, sharey=True
+    )
+    for axis, target in zip(axes[0], targets, strict=True):
+        for setting, seeds in settings.items():
+            scratch = seeds[0]["memory"][target][0]
+            values = [_accuracy(row) for row in seeds]
+            if scratch is None or None in values:
+                continue
+            mean = float(np.mean(values))
+            bar = [[mean - min(values)], [max(values) - mean]]
+            axis.errorbar(scratch, mean, yerr=bar, fmt="o", capsize=2, label=setting)
+        axis.set_xscale("log")
+        axis.set_xlabel(f"scratch memory of a step on {target}, MiB")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel(
+        "fine-tuned accuracy" if rows[0].get("finetuned") else "best linear probe"
+    )
+    axes[0, 0].legend(frameon=False, fontsize="x-small")
+    return _png(figure)
+
+
+def _accuracy(row):
+    if row.get("finetuned"):
+        return next(iter(row["finetuned"].values()))
+    linear = [p["linear"] for p in row["probes"] if p["features"].startswith("block_")]
+    return max(linear, default=None)
 
 
 def evaluation(rows: Sequence[dict[str, Any]]) -> bytes:

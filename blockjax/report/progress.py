@@ -174,4 +174,6 @@ def _losses_text(losses: Sequence[float], width: int, ellipsis: str) -> str:
 
 
 def _loss(loss: float) -> str:
+    if math.isnan(loss):  # of a block that does not train in this step
+        return "-"
     return f"{loss:.3f}" if 1e-3 <= abs(loss) < 1e3 or loss == 0 else f"{loss:.2g}"

@@ -1,11 +1,13 @@
 """How the blocks are driven: train steps with one signature, `(state, batch, rng) -> (state, metrics)`."""
 
 from blockjax.sharding.memory_spaces import host_memory_kinds
+from blockjax.strategies.backpropagated import backpropagated
 from blockjax.strategies.block import Block, block_key, block_update, with_stem
 from blockjax.strategies.blockwise import blockwise
 from blockjax.strategies.end_to_end import end_to_end
 from blockjax.strategies.host_loop import HostLoop, host_loop
 from blockjax.strategies.pipelined import pipelined
+from blockjax.strategies.sequential import sequential
 from blockjax.strategies.state import BlockState, TrainState, init_block_state, init_state
 from blockjax.strategies.streamed import streamed
 
@@ -22,6 +24,7 @@ __all__ = [
     "BlockState",
     "HostLoop",
     "TrainState",
+    "backpropagated",
     "block_key",
     "block_update",
     "blockwise",
@@ -31,6 +34,7 @@ __all__ = [
     "init_block_state",
     "init_state",
     "pipelined",
+    "sequential",
     "streamed",
     "with_stem",
 ]

@@ -15,6 +15,7 @@ PyTree = Any
 # Folded into a block's key for what enters it; so large that no split of the key gives the same.
 _ENTER = 2**32 - 1
 _COUPLE = 2**32 - 2
+_LEAVE = 2**32 - 3
 
 
 def block_key(rng: jax.Array, step: jax.Array | int, block: jax.Array | int) -> jax.Array:
@@ -43,8 +44,11 @@ class Block:
         every array of the stream and the targets must be the batch.
       enter: `(params, stream, rng) -> stream`, what the block makes of the stream that comes in before `forward` sees
         it; None leaves it as it is. The stem is block 1's.
-      couple: `(params, before, after, rng) -> (scalar, metrics)`, added to the local loss; `before` is the stream that
-        entered the block, behind a stopped gradient, and `after` the one that leaves it.
+      couple: `(params, before, after, targets, rng) -> (scalar, metrics)`, added to the local loss; `before` is the
+        stream that entered the block, behind a stopped gradient, and `after` the one that leaves it.
+      leave: `(params, stream, targets, rng) -> parts`, which replace those of the same names in the stream (a dict)
+        that is sent on, after the loss; behind a stopped gradient.
+      watch: names of parts of the parameters (a dict) whose gradients' norms are metrics, `gradient_norm_NAME`.
       cut: `stream -> stream`, applied by the driver before the first of a run of such blocks, where the stream changes
         its shape (a masking schedule drops tokens there); None where it does not.
       begin: `(params, extra) -> extra`, applied to what a block keeps beside its parameters before they are used in a
@@ -61,8 +65,13 @@ class Block:
     microbatches: int = 1
     enter: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None
     couple: (
-        Callable[[PyTree, PyTree, PyTree, jax.Array], tuple[jax.Array, dict[str, jax.Array]]] | None
+        Callable[
+            [PyTree, PyTree, PyTree, PyTree, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
+        ]
+        | None
     ) = None
+    leave: Callable[[PyTree, PyTree, PyTree, jax.Array], dict[str, PyTree]] | None = None
+    watch: tuple[str, ...] = ()
     cut: Callable[[PyTree], PyTree] | None = None
     begin: Callable[[PyTree, PyTree], PyTree] | None = None
     finish: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None
@@ -87,33 +96,150 @@ def block_update(
       The new state, the outgoing stream, and metrics: `loss`, `gradient_norm` (before clipping) and the loss's own.
     """
     stream = jax.lax.stop_gradient(stream)
-    extra = state.extra
-    if block.begin is not None:
-        extra = block.begin(state.params, extra)
+    extra = _begun(block, state)
 
     def local_loss(params, stream, targets, rng):
-        params = with_extra(params, extra)
-        forward_rng, loss_rng = jax.random.split(rng)
-        if block.enter is not None:
-            stream = block.enter(params, stream, jax.random.fold_in(forward_rng, _ENTER))
-        with jax.named_scope("forward"):
-            out = block.forward(params, stream, forward_rng)
-        with jax.named_scope("local_loss"):
-            loss, metrics = block.loss(params, out, targets, loss_rng)
-        if block.couple is not None:
-            with jax.named_scope("couple"):
-                before = jax.lax.stop_gradient(stream)
-                coupling, more = block.couple(
-                    params, before, out, jax.random.fold_in(loss_rng, _COUPLE)
-                )
-            loss, metrics = loss + coupling, {**metrics, **more}
+        loss, out, metrics = _passed(block, extra, params, stream, targets, rng)
         return loss, (out, metrics)
 
     gradient = jax.value_and_grad(local_loss, has_aux=True)
     if block.microbatches > 1:
         gradient = _accumulated(gradient, block.microbatches)
     (loss, (out, metrics)), grads = gradient(state.params, stream, targets, rng)
-    norm = optax.tree.norm(grads)
+    state, metrics = _updated(block, state, extra, grads, out, {**metrics, "loss": loss})
+    return state, out, metrics
+
+
+def block_forward(
+    block: Block, state: BlockState, stream: PyTree, targets: PyTree, rng: jax.Array
+) -> PyTree:
+    """Returns the stream that `block_update` sends on, without training the block."""
+    extra = _begun(block, state)
+
+    def passed(params, stream, targets, rng):
+        _, out, _ = _passed(block, extra, params, stream, targets, rng)
+        return (jnp.zeros(()), (out, {})), {}
+
+    if block.microbatches > 1:
+        passed = _accumulated(passed, block.microbatches)
+    return passed(state.params, stream, targets, rng)[0][1][0]
+
+
+def block_backward(
+    block: Block,
+    state: BlockState,
+    stream: PyTree,
+    targets: PyTree,
+    rng: jax.Array,
+    cotangent: PyTree,
+    *,
+    share: jax.Array | float = 1.0,
+    passes_on: bool = True,
+) -> tuple[BlockState, PyTree, dict[str, jax.Array]]:
+    """Trains one block on its local loss and on what comes back from above.
+
+    Args:
+      block: as in `block_update`.
+      state: as in `block_update`.
+      stream: what came in.
+      targets: as in `block_update`.
+      rng: as in `block_update`, with which the stream that goes out is that of `block_forward`.
+      cotangent: of the arrays of that stream that are numbers, see `cotangent_of`.
+      share: of the local loss's gradient that reaches what lies before the head; the head gets all of it.
+      passes_on: whether the cotangent of what came in has the part that is due to `cotangent`, or only the local
+        loss's.
+
+    Returns:
+      The new state, the cotangent of what came in, and metrics as in `block_update`.
+    """
+    extra, parts = _begun(block, state), block.microbatches
+
+    def gradient(params, streams, targets, rng):
+        stream, cotangent = streams
+        numbers, rebuilt = _numbers(stream)
+
+        def pulled(params, numbers):
+            loss, out, metrics = _passed(
+                block, extra, params, rebuilt(numbers), targets, rng, share
+            )
+            return (loss, _numbers(out)[0]), (out, metrics)
+
+        (loss, _), pull, (out, metrics) = jax.vjp(pulled, params, numbers, has_aux=True)
+        above = [parts * part for part in cotangent]
+        grads, of_stream = pull((jnp.ones_like(loss), above))
+        if not passes_on:
+            _, of_stream = pull((jnp.ones_like(loss), [jnp.zeros_like(part) for part in above]))
+        of_stream = [part / parts for part in of_stream]
+        return (loss, ((out, of_stream), metrics)), grads
+
+    if parts > 1:
+        gradient = _accumulated(gradient, parts)
+    (loss, ((out, of_stream), metrics)), grads = gradient(
+        state.params, (stream, cotangent), targets, rng
+    )
+    state, metrics = _updated(block, state, extra, grads, out, {**metrics, "loss": loss})
+    return state, of_stream, metrics
+
+
+def cotangent_of(stream: PyTree) -> list[jax.Array]:
+    """Returns zeros for the arrays of a stream that are numbers and not indices."""
+    return [jnp.zeros(leaf.shape, leaf.dtype) for leaf in _numbers(stream)[0]]
+
+
+def _numbers(stream):
+    """Returns the arrays of a stream that have a gradient, and what puts them back between the others."""
+    leaves, structure = jax.tree.flatten(stream)
+    has_gradient = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
+    others = [None if has else leaf for leaf, has in zip(leaves, has_gradient, strict=True)]
+
+    def rebuilt(numbers):
+        numbers = iter(numbers)
+        return structure.unflatten([next(numbers) if leaf is None else leaf for leaf in others])
+
+    return [leaf for leaf, has in zip(leaves, has_gradient, strict=True) if has], rebuilt
+
+
+def _begun(block, state):
+    return state.extra if block.begin is None else block.begin(state.params, state.extra)
+
+
+def _passed(block, extra, params, stream, targets, rng, share=None):
+    """Returns a block's whole loss, the stream that it sends on, and metrics."""
+    params = with_extra(params, extra)
+    forward_rng, loss_rng = jax.random.split(rng)
+    if block.enter is not None:
+        stream = block.enter(params, stream, jax.random.fold_in(forward_rng, _ENTER))
+    with jax.named_scope("forward"):
+        out = block.forward(params, stream, forward_rng)
+    read = out if share is None else _shared(out, share)
+    with jax.named_scope("local_loss"):
+        loss, metrics = block.loss(params, read, targets, loss_rng)
+    if block.couple is not None:
+        with jax.named_scope("couple"):
+            before = jax.lax.stop_gradient(stream)
+            coupling, more = block.couple(
+                params, before, read, targets, jax.random.fold_in(loss_rng, _COUPLE)
+            )
+        loss, metrics = loss + coupling, {**metrics, **more}
+    if block.leave is not None:
+        with jax.named_scope("leave"):
+            made = jax.lax.stop_gradient((params, out))
+            sent = block.leave(*made, targets, jax.random.fold_in(loss_rng, _LEAVE))
+        out = {**out, **jax.lax.stop_gradient(sent)}
+    return loss, out, metrics
+
+
+def _shared(stream, share):
+    """Returns the same numbers, through which a share of the gradient passes."""
+    numbers, rebuilt = _numbers(stream)
+    return rebuilt([share * part + (1.0 - share) * jax.lax.stop_gradient(part) for part in numbers])
+
+
+def _updated(block, state, extra, grads, out, metrics):
+    """Returns a block's state after its update, and the metrics with those of its gradients."""
+    metrics["gradient_norm"] = optax.tree.norm(grads)
+    own = grads[1] if isinstance(grads, tuple) else grads  # beside the stem's
+    metrics |= {f"gradient_norm_{name}": optax.tree.norm(own[name]) for name in block.watch}
     if block.clip is not None:
         grads, _ = optax.clip_by_global_norm(block.clip).update(grads, optax.EmptyState())
     # XLA otherwise fuses each weight gradient into the whole-stack update, schedules it last, and keeps activations
@@ -124,8 +250,7 @@ def block_update(
         params = optax.apply_updates(state.params, updates)
     if block.finish is not None:
         extra = block.finish(params, extra, out)
-    metrics = {**metrics, "loss": loss, "gradient_norm": norm}
-    return BlockState(params, opt_state, extra), out, metrics
+    return BlockState(params, opt_state, extra), metrics
 
 
 def with_stem(block: Block, stem: Callable[[PyTree, PyTree, jax.Array], PyTree]) -> Block:
@@ -146,8 +271,11 @@ def with_stem(block: Block, stem: Callable[[PyTree, PyTree, jax.Array], PyTree])
     def loss(params, stream, targets, rng):
         return block.loss(params[1], stream, targets, rng)
 
-    def couple(params, before, after, rng):
-        return block.couple(params[1], before, after, rng)
+    def couple(params, before, after, targets, rng):
+        return block.couple(params[1], before, after, targets, rng)
+
+    def leave(params, stream, targets, rng):
+        return block.leave(params[1], stream, targets, rng)
 
     def init(params):
         return tuple(block.optimizer.init(part) for part in params)
@@ -171,10 +299,69 @@ def with_stem(block: Block, stem: Callable[[PyTree, PyTree, jax.Array], PyTree])
         forward=forward,
         loss=loss,
         couple=block.couple and couple,
+        leave=block.leave and leave,
         optimizer=optax.GradientTransformation(init, update),
         begin=block.begin and begin,
         finish=block.finish and finish,
     )
+
+
+def lending(block: Block) -> Block:
+    """Returns a block that reads a head which all blocks share, and adds its gradient to a sum; see `lent`."""
+    optimizer = block.optimizer
+
+    def update(grads, states, params):
+        if "head" not in grads:  # the stem's
+            return optimizer.update(grads, states, params)
+        inner, total = states
+        own = [
+            {name: part for name, part in of.items() if name != "head"} for of in (grads, params)
+        ]
+        updates, inner = optimizer.update(own[0], inner, own[1])
+        total = jax.tree.map(jnp.add, total, grads["head"])
+        return {**updates, "head": jax.tree.map(jnp.zeros_like, total)}, (inner, total)
+
+    return dataclasses.replace(
+        block, optimizer=optax.GradientTransformation(optimizer.init, update)
+    )
+
+
+def lent(state: BlockState, head: BlockState | None, total: PyTree) -> BlockState:
+    """Returns a block's state with the shared head in it, and the sum of the head's gradients so far.
+
+    Without a shared head (None) it is the state as it is, and `returned` gives it back as it is.
+    """
+    if head is None:
+        return state
+    return BlockState({**state.params, "head": head.params}, (state.opt_state, total), state.extra)
+
+
+def returned(state: BlockState, head: BlockState | None) -> tuple[BlockState, PyTree]:
+    """Undoes `lent`: returns the block's own state, and the sum with its part."""
+    if head is None:
+        return state, None
+    own = {name: part for name, part in state.params.items() if name != "head"}
+    inner, total = state.opt_state
+    return BlockState(own, inner, state.extra), total
+
+
+def first_sum(head: BlockState | None) -> PyTree:
+    """Returns the sum of a shared head's gradients before the first block."""
+    return None if head is None else jax.tree.map(jnp.zeros_like, head.params)
+
+
+def trained_head(
+    block: Block, head: BlockState | None, total: PyTree, blocks: int
+) -> BlockState | None:
+    """Returns the shared head after an update with the mean of the blocks' gradients."""
+    if head is None:
+        return None
+    grads = jax.tree.map(lambda leaf: leaf / blocks, total)
+    updates, opt_state = block.optimizer.update(
+        {"head": grads}, head.opt_state, {"head": head.params}
+    )
+    params = optax.apply_updates({"head": head.params}, updates)
+    return BlockState(params["head"], opt_state, head.extra)
 
 
 def join_states(stem_state: BlockState, state: BlockState) -> BlockState:

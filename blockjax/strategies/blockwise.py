@@ -11,9 +11,14 @@ from blockjax.strategies.block import (
     PyTree,
     block_key,
     block_update,
+    first_sum,
     join_states,
+    lending,
+    lent,
     prepared,
+    returned,
     split_states,
+    trained_head,
     with_stem,
 )
 from blockjax.strategies.state import TrainState, read_row, write_row
@@ -24,6 +29,7 @@ def blockwise(
     *,
     stem: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None,
     prepare: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]] | None = None,
+    sweep: Callable[[TrainState, PyTree], dict[str, PyTree]] | None = None,
 ) -> Callable[[TrainState, PyTree, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes a train step in which every block learns from its own local loss only.
 
@@ -36,6 +42,7 @@ def blockwise(
       blocks: one `Block` per block, first to last; `[block] * K` for equal ones. Their states must have equal shapes.
       stem: `(params, inputs, rng) -> stream`; it trains with block 1. None: inputs are the first stream.
       prepare: `(rng, batch) -> (inputs, targets)`, the objective's part. None: the batch is that pair already.
+      sweep: `(state, inputs) -> targets`, more of them (a dict), made of all blocks before their updates.
 
     Returns:
       `(state, batch, rng) -> (state, metrics)`, to be jitted with the state donated. `rng` is the run's key: step and
@@ -48,13 +55,16 @@ def blockwise(
             return block_key(rng, state.step, block)
 
         inputs, targets = prepared(prepare, key(0), batch, state.fitted)
+        if sweep is not None:
+            targets = {**targets, **sweep(state, inputs)}
         stem_state, states, stream = state.stem, state.blocks, inputs
+        head, total = state.head, first_sum(state.head)
         collected = []
         start = 0
         if stem is not None:
             with jax.named_scope("block_1"):
-                stem_state, states, stream, metrics = _update_first(
-                    with_stem(blocks[0], stem), stem_state, states, stream, targets, key(1)
+                stem_state, states, stream, total, metrics = _update_first(
+                    blocks[0], stem, stem_state, states, stream, targets, key(1), head, total
                 )
             collected.append(metrics)
             start = 1
@@ -66,33 +76,38 @@ def blockwise(
             if block.cut is not None:
                 stream = block.cut(stream)
             with jax.named_scope(f"blocks_{start + 1}_to_{stop}"):
-                states, stream, metrics = _update_group(
-                    block, states, stream, targets, key, start, stop
+                states, stream, total, metrics = _update_group(
+                    block, states, stream, targets, key, start, stop, head, total
                 )
             collected.append(metrics)
             start = stop
         metrics = jax.tree.map(lambda *parts: jnp.concatenate(parts), *collected)
-        return state.replace(step=state.step + 1, stem=stem_state, blocks=states), metrics
+        head = trained_head(blocks[0], head, total, len(blocks))
+        new = state.replace(step=state.step + 1, stem=stem_state, blocks=states, head=head)
+        return new, metrics
 
     return train_step
 
 
-def _update_first(block, stem_state, states, inputs, targets, rng):
-    first = read_row(states, 0)
-    joint = join_states(stem_state, first)
-    joint, stream, metrics = block_update(block, joint, inputs, targets, rng)
+def _update_first(block, stem, stem_state, states, inputs, targets, rng, head, total):
+    block = block if head is None else lending(block)
+    joint = join_states(stem_state, lent(read_row(states, 0), head, total))
+    joint, stream, metrics = block_update(with_stem(block, stem), joint, inputs, targets, rng)
     stem_state, first = split_states(joint)
+    first, total = returned(first, head)
     metrics = jax.tree.map(lambda value: value[None], metrics)
-    return stem_state, write_row(states, first, 0), stream, metrics
+    return stem_state, write_row(states, first, 0), stream, total, metrics
 
 
-def _update_group(block, states, stream, targets, key, start, stop):
+def _update_group(block, states, stream, targets, key, start, stop, head, total):
+    block = block if head is None else lending(block)
+
     def body(carry, index):
-        states, stream = carry
-        new, stream, metrics = block_update(
-            block, read_row(states, index), stream, targets, key(index + 1)
-        )
-        return (write_row(states, new, index), stream), metrics
+        states, stream, total = carry
+        row = lent(read_row(states, index), head, total)
+        new, stream, metrics = block_update(block, row, stream, targets, key(index + 1))
+        new, total = returned(new, head)
+        return (write_row(states, new, index), stream, total), metrics
 
-    (states, stream), metrics = jax.lax.scan(body, (states, stream), jnp.arange(start, stop))
-    return states, stream, metrics
+    carry, metrics = jax.lax.scan(body, (states, stream, total), jnp.arange(start, stop))
+    return *carry, metrics

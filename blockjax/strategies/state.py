@@ -31,6 +31,7 @@ class TrainState:
       step: int32 scalar, the number of steps done.
       stem: the stem's `BlockState`, or None where there is no stem to train.
       blocks: a `BlockState` whose every leaf has a leading axis of size K, one row per block.
+      head: that of all blocks, where they share one; None where each has its own.
       fitted: what the objective fitted to the data before training, such as a tokenizer; None where nothing is.
     """
 
@@ -38,6 +39,7 @@ class TrainState:
     stem: BlockState | None
     blocks: BlockState
     fitted: PyTree = None
+    head: BlockState | None = None
 
 
 def init_block_state(

@@ -11,10 +11,15 @@ from blockjax.strategies.block import (
     PyTree,
     block_key,
     block_update,
+    first_sum,
     join_states,
+    lending,
+    lent,
     only_block,
     prepared,
+    returned,
     split_states,
+    trained_head,
     with_extra,
     with_stem,
 )
@@ -26,6 +31,7 @@ def streamed(
     *,
     stem: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None,
     prepare: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]] | None = None,
+    sweep: Callable[[TrainState, PyTree], dict[str, PyTree]] | None = None,
 ) -> Callable[[TrainState, PyTree, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes the train step of `blockwise`, with the same numbers, for block states that live in host memory.
 
@@ -36,6 +42,7 @@ def streamed(
       blocks: the same `Block` object for every block, `[block] * K`.
       stem: as for `blockwise`.
       prepare: as for `blockwise`.
+      sweep: as for `blockwise`; each block's parameters come to the device once more.
 
     Returns:
       `(state, batch, rng) -> (state, metrics)`, to be jitted with the state donated and `state.blocks` in the memory
@@ -48,14 +55,20 @@ def streamed(
 
     def train_step(state, batch, rng):
         inputs, targets = prepared(prepare, block_key(rng, state.step, 0), batch, state.fitted)
+        if sweep is not None:
+            targets = {**targets, **sweep(state, inputs)}
+
+        head = state.head
+        own = block if head is None else lending(block)
 
         def body(carry, index_and_row):
-            stem_state, stream = carry
-            index, row = index_and_row[0], to_device(index_and_row[1])
+            stem_state, stream, total = carry
+            index, row = index_and_row[0], lent(to_device(index_and_row[1]), head, total)
             block_rng = block_key(rng, state.step, index + 1)
             if stem is None:
-                row, stream, metrics = block_update(block, row, stream, targets, block_rng)
-                return (stem_state, stream), (to_host(row), metrics)
+                row, stream, metrics = block_update(own, row, stream, targets, block_rng)
+                row, total = returned(row, head)
+                return (stem_state, stream, total), (to_host(row), metrics)
 
             # Every block trains as block 1 does, but only there the stem is more than a dead branch. To choose between
             # two whole updates would cost memory: a branch cannot update a block's state in place.
@@ -67,17 +80,18 @@ def streamed(
                 )
 
             joint, stream, metrics = block_update(
-                with_stem(block, entered),
+                with_stem(own, entered),
                 join_states(stem_state, row),
                 (inputs, stream),
                 targets,
                 block_rng,
             )
             updated, row = split_states(joint)
+            row, total = returned(row, head)
             stem_state = jax.tree.map(
                 lambda new, old: jnp.where(index == 0, new, old), updated, stem_state
             )
-            return (stem_state, stream), (to_host(row), metrics)
+            return (stem_state, stream, total), (to_host(row), metrics)
 
         stream = inputs
         if stem is not None:
@@ -85,9 +99,11 @@ def streamed(
                 stem, with_extra(state.stem.params, state.stem.extra), inputs, rng
             )
             stream = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
-        (stem_state, _), (states, metrics) = jax.lax.scan(
-            body, (state.stem, stream), (jnp.arange(count), state.blocks)
+        (stem_state, _, total), (states, metrics) = jax.lax.scan(
+            body, (state.stem, stream, first_sum(head)), (jnp.arange(count), state.blocks)
         )
-        return state.replace(step=state.step + 1, stem=stem_state, blocks=states), metrics
+        head = trained_head(block, head, total, count)
+        new = state.replace(step=state.step + 1, stem=stem_state, blocks=states, head=head)
+        return new, metrics
 
     return train_step

@@ -56,7 +56,11 @@ class MetricsLog:
           FloatingPointError: a loss or a gradient norm is not finite; names the blocks.
         """
         config = self._run.config
-        _check_finite(step, metrics)
+        learner = self._run.learner
+        trained = range(len(metrics["loss"]))
+        if learner.trained is not None:
+            trained = [learner.trained(step - 1)[0]]
+        _check_finite(step, metrics, trained)
         if not self._run.is_logged(step):
             return
         rate = (step - self._since_step) * config.batch_size / max(now - self._since, 1e-9)
@@ -66,32 +70,38 @@ class MetricsLog:
             "examples": step * config.batch_size,
             "seconds": self._seconds_before + now - self._begin,
             "images_per_second": rate,
-            "learning_rate": float(self._run.learner.schedule(step - 1)),
+            "learning_rate": learner.learning_rate(step - 1),
         }
         # Under end_to_end features are read at K depths, though there is one loss.
         for name, values in [
             *sorted(metrics.items(), key=lambda item: item[0] != "loss"),
             *monitored.items(),
         ]:
-            row |= {f"block_{k}/{name}": float(value) for k, value in enumerate(values, start=1)}
+            blocks = trained if name in metrics else range(len(values))
+            row |= {f"block_{k + 1}/{name}": float(values[k]) for k in blocks}
         self._writer.write(row.pop("step"), row)
         self._progress.update(step, metrics["loss"].tolist(), rate)
-        objective, progress = self._run.learner.objective, step / self._run.steps
-        self._warn(step, metrics, lambda own: objective.symptoms(own, progress))
-        self._warn(step, monitored, collapse.symptoms)
+        objective, progress = learner.objective, step / self._run.steps
+        # What is a sign of trouble in the objective's own loss is none in the sum with a technique's terms.
+        own = {**metrics, "loss": metrics.get("local_loss", metrics["loss"])}
+        self._warn(step, own, lambda of_block: objective.symptoms(of_block, progress), trained)
+        blocks = range(len(next(iter(monitored.values()), ())))
+        if learner.trained is not None:
+            blocks = [k for k in blocks if k <= trained[0]]  # the others are as they started
+        self._warn(step, monitored, collapse.symptoms, blocks)
 
-    def _warn(self, step, metrics, symptoms):
+    def _warn(self, step, metrics, symptoms, blocks):
         """Says what the metrics of a block are a sign of; once for each block."""
-        for k in range(len(next(iter(metrics.values()), ()))):
+        for k in blocks:
             signs = symptoms({name: float(values[k]) for name, values in metrics.items()})
             if signs and k not in self._warned:
                 self._warned.add(k)
                 self._progress.print(f"warning: step {step}, block {k + 1}: " + "; ".join(signs))
 
 
-def _check_finite(step, metrics):
+def _check_finite(step, metrics, trained):
     for name in ("loss", "gradient_norm"):
-        bad = [k for k, value in enumerate(metrics[name], start=1) if not np.isfinite(value)]
+        bad = [k + 1 for k in trained if not np.isfinite(metrics[name][k])]
         if bad:
             blocks = ", ".join(f"block {k}" for k in bad)
             raise FloatingPointError(

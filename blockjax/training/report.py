@@ -22,7 +22,10 @@ def plan(run: Setup) -> str:
     config, learner, abstract = run.config, run.learner, run.abstract_state
     stem = _count(abstract.stem.params)
     layers = _count(abstract.blocks.params["layers"]) // learner.rows
-    head = _count(abstract.blocks.params["head"]) // learner.rows
+    if learner.shares_head:
+        head = f"{_count(abstract.head.params):,} in the head that they share"
+    else:
+        head = f"{_count(abstract.blocks.params['head']) // learner.rows:,} in the head"
     mesh = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
     each = "" if learner.rows == 1 else "each "
     return (
@@ -33,7 +36,7 @@ def plan(run: Setup) -> str:
         f"start       {config.backbone if run.backbone is not None else 'random numbers'}\n"
         f"encoder     {config.model.depth} layers of width {config.model.width} in {learner.rows} "
         f"block{'s' if learner.rows > 1 else ''}; stem {stem:,} parameters\n"
-        f"blocks      {each}{layers:,} parameters in layers, {head:,} in the head"
+        f"blocks      {each}{layers:,} parameters in layers, {head}"
     )
 
 

@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from blockjax.data.evaluation import evaluation_images
-from blockjax.learner.placement import state_formats
+from blockjax.learner.placement import program_at, state_formats
 from blockjax.memory.frugal import what_fits
 from blockjax.memory.profiles import MIB, DoesNotFit, compile_step
 from blockjax.probes import collapse
@@ -76,6 +76,8 @@ class Training(Setup):
             f"memory      {memory.total / MIB:,.0f} MiB on each device: {memory.temp / MIB:,.0f} scratch, "
             f"{memory.argument / MIB:,.0f} state and batch{host} (compiled in {memory.compile_seconds:.0f} s)"
         )
+        for name, size in memory.programs.items():
+            self.print(f"{'':12}{size / MIB:,.0f} MiB in steps of {name}")
         if memory.fits is False:
             raise DoesNotFit(
                 f"the step needs {memory.total / MIB:,.0f} MiB on each device, which has {limit / MIB:,.0f}; "
@@ -119,7 +121,7 @@ class Training(Setup):
             done, at_once, every = start, self.learner.batches or 1, config.checkpoint.every
             while done < self.steps:
                 batch = next(batches)
-                state, metrics = train_step(state, batch, key)
+                state, metrics = program_at(train_step, done)(state, batch, key)
                 before, done = done, min(done + at_once, self.steps)
                 pending.append((before, done, metrics, self._monitored(before, done, state, batch)))
                 last = done == self.steps

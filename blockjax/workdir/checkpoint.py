@@ -16,6 +16,7 @@ import json
 import logging as python_logging
 import os
 import shutil
+import time
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -145,8 +146,7 @@ class Checkpoints:
     def _not_saved(self, error):
         """Returns a sentence on what could not be written, and removes what was: it takes room for nothing."""
         if jax.process_index() == 0:
-            unfinished = self._folder(self._saving).with_suffix(_UNFINISHED)
-            shutil.rmtree(unfinished, ignore_errors=True)
+            _remove(self._folder(self._saving).with_suffix(_UNFINISHED))
         whole = self.steps()
         newest = (
             f"the newest whole one is of step {whole[-1]}" if whole else "there is none before it"
@@ -232,6 +232,15 @@ class Checkpoints:
 
 _NO_CHECKPOINT = -1
 _ALL_DAMAGED = -2
+
+
+def _remove(folder):
+    """Deletes a folder in which threads of orbax may still write what does not fit either."""
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 def _size_and_crc(path: Path) -> list[int]:

@@ -1,4 +1,5 @@
-"""What a block may do with its stream: make something of what enters, couple what enters with what leaves.
+"""What a block may do with its stream: make something of what enters, couple what enters with what leaves, and send on
+more than it made.
 
 Under every driver alike, also in front of block 1, where a stem makes what enters, and for a stream of several parts.
 """
@@ -39,7 +40,7 @@ def enter(params, stream, rng):
 
 def forward(params, stream, rng):
     del rng
-    return {"tokens": stream["tokens"] @ params["w"], "other": stream["other"] + 1}
+    return {**stream, "tokens": stream["tokens"] @ params["w"], "other": stream["other"] + 1}
 
 
 def loss(params, stream, targets, rng):
@@ -48,22 +49,29 @@ def loss(params, stream, targets, rng):
     return error, {"other": stream["other"].mean(dtype=jnp.float32)}
 
 
-def couple(params, before, after, rng):
-    product = jnp.mean(params["link"] * before["tokens"] * after["tokens"])
+def couple(params, before, after, targets, rng):
+    product = jnp.mean(params["link"] * before["tokens"] * after["tokens"] * targets)
+    product += jnp.mean(after["tokens"].mean(axis=-1) * before["sent"])
     return 2.0 * product, {"coupled": product, "drawn": jax.random.uniform(rng)}
+
+
+def leave(params, stream, targets, rng):
+    made = jnp.sum(stream["tokens"] * params["gate"] * targets, axis=-1)
+    return {"sent": 0.5 * stream["sent"] + made + jax.random.uniform(rng)}
 
 
 def stem(params, inputs, rng):
     noise = 0.1 * jax.random.normal(rng, (WIDTH,))
     tokens = jnp.tanh(inputs * params["gain"] + noise[None])
-    return {"tokens": tokens, "other": jnp.zeros(len(inputs), jnp.int32)}
+    count = len(inputs)
+    return {"tokens": tokens, "other": jnp.zeros(count, jnp.int32), "sent": jnp.ones(count)}
 
 
 def prepare(rng, batch):
     return batch + jax.random.normal(rng, (1, WIDTH)), jnp.sin(batch)
 
 
-BLOCK = Block(forward, loss, optax.sgd(0.3), enter=enter, couple=couple)
+BLOCK = Block(forward, loss, optax.sgd(0.3), enter=enter, couple=couple, leave=leave)
 STEM = {"gain": jnp.full((1, WIDTH), 0.7)}
 batches = np.random.default_rng(0).normal(size=(STEPS, BATCH, WIDTH)).astype(np.float32)
 
@@ -103,7 +111,8 @@ def test_gradients_of_what_enters_and_of_what_is_coupled(has_stem):
 
         return wrapped
 
-    watched = dataclasses.replace(BLOCK, enter=spy("enter", enter), couple=spy("couple", couple))
+    hooks = {"enter": enter, "couple": couple, "leave": leave}
+    watched = dataclasses.replace(BLOCK, **{name: spy(name, hook) for name, hook in hooks.items()})
     if has_stem:
         watched = with_stem(watched, spy("stem", stem))
 
@@ -119,7 +128,7 @@ def test_gradients_of_what_enters_and_of_what_is_coupled(has_stem):
     def total(params):
         block_own = params[1] if has_stem else params
         after = forward(block_own, entered(params), None)
-        coupling, more = couple(block_own, before, after, keys["couple"])
+        coupling, more = couple(block_own, before, after, targets, keys["couple"])
         local, own_metrics = loss(block_own, after, targets, None)
         return local + coupling, ({**own_metrics, **more}, after)
 
@@ -127,7 +136,8 @@ def test_gradients_of_what_enters_and_of_what_is_coupled(has_stem):
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-6)
     for name, number in expected.items():
         np.testing.assert_allclose(metrics[name], number, rtol=1e-6)
-    chex.assert_trees_all_close(out, after, rtol=1e-6)
+    sent = leave(own, after, targets, keys["leave"])
+    chex.assert_trees_all_close(out, {**after, **sent}, rtol=1e-6)
     moved = jax.tree.map(lambda old, new: (old - new) / 0.3, params, state.params)
     chex.assert_trees_all_close(moved, grads, rtol=1e-4, atol=1e-6)
     assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads)) > 1e-3

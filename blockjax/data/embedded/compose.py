@@ -29,6 +29,18 @@ def _read(name: str) -> bytes:
     return (resources.files(__package__) / name).read_bytes()
 
 
+def read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Returns the digits, uint8 [5000, 28, 28], and their labels, uint8 [5000]."""
+    with np.load(io.BytesIO(_read("digits.npz")), allow_pickle=False) as digits:
+        return digits["image"], digits["label"]
+
+
+def read_photos() -> list[np.ndarray]:
+    """Returns the photos, uint8 [H, W, 3] each."""
+    files = [io.BytesIO(_read(f"{name}.jpg")) for name in PHOTOS]
+    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
+
+
 def _resize(image: np.ndarray) -> np.ndarray:
     size = (IMAGE_SIZE, IMAGE_SIZE)
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
@@ -45,11 +57,8 @@ def compose() -> tuple[np.ndarray, np.ndarray]:
       Images, uint8 [5000, 32, 32, 3], and labels, uint8 [5000]; the first `TRAIN_COUNT` of both
       are for training.
     """
-    with np.load(io.BytesIO(_read("digits.npz")), allow_pickle=False) as digits:
-        digits_BHW, labels_B = digits["image"], digits["label"]
-    photos = [
-        np.asarray(Image.open(io.BytesIO(_read(f"{name}.jpg"))).convert("RGB")) for name in PHOTOS
-    ]
+    digits_BHW, labels_B = read_digits()
+    photos = read_photos()
     rng = np.random.RandomState(0)
     images_BHWC = np.empty((len(digits_BHW), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     for i, digit_HW in enumerate(digits_BHW):

@@ -10,14 +10,15 @@ from blockjax.data.sources.source import Source
 from blockjax.data.sources.tfds import TfdsSource, catalogue, open_tfds
 
 _PREFIXES = ("tfds", "folder", "arrays")
-KINDS = ("embedded", "tfds:<name>", "folder:<path>", "arrays:<file.npz>")
+_EMBEDDED = ("embedded", "embedded:scenes")
+KINDS = (*_EMBEDDED, "tfds:<name>", "folder:<path>", "arrays:<file.npz>")
 
 
 def open_source(spec: str, split: str, data_dir: str | None = None) -> Source:
     """Opens one split of a data set; never downloads.
 
     Args:
-      spec: `embedded`; `tfds:<name>`, a prepared TFDS data set; `folder:<path>`, with images in
+      spec: `embedded`, or `embedded:scenes`; `tfds:<name>`, a prepared TFDS data set; `folder:<path>`, with images in
         <path>/<split>/<class>, <path>/<class>, <path>/<split> or <path>; `arrays:<file.npz>`,
         with uint8 images and, if wished, integer labels.
       split: `train`, `test` or another split of the data set, or a slice such as `train[:10%]`.
@@ -30,10 +31,11 @@ def open_source(spec: str, split: str, data_dir: str | None = None) -> Source:
       ValueError: `spec` or `split` does not name anything that can be read.
     """
     kind, _, rest = spec.partition(":")
-    if kind == "embedded" and not rest:
+    if kind == "embedded" and spec in _EMBEDDED:
         from blockjax.data import builders
 
-        source = TfdsSource(builders.embedded_builder(data_dir), split)
+        chosen = builders.EMBEDDED[spec.removeprefix("embedded")]
+        source = TfdsSource(builders.embedded_builder(data_dir, chosen), split)
     elif kind == "tfds" and rest:
         source = open_tfds(rest, split, data_dir)
     elif kind == "folder" and rest:
@@ -59,7 +61,10 @@ def _did_you_mean(spec: str) -> str:
     elif spec.endswith(".npz") and os.path.isfile(spec):
         near = [f"arrays:{spec}"]
     else:
-        kinds = {"embedded": "embedded"} | {k: f"{k}:{rest or '...'}" for k in _PREFIXES}
-        near = [kinds[k] for k in difflib.get_close_matches(kind, kinds, n=1)]
+        kinds = {name: name for name in _EMBEDDED} | {k: f"{k}:{rest or '...'}" for k in _PREFIXES}
+        near = [
+            kinds[k]
+            for k in difflib.get_close_matches(spec if kind == "embedded" else kind, kinds, n=1)
+        ]
         near += [f"tfds:{n}" for n in difflib.get_close_matches(spec, catalogue(), n=1)]
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -49,11 +49,21 @@ class TokenHead(nn.Module):
     codes: int
     dtype: Any
 
-    @nn.compact
+    def setup(self):
+        """Names the two layers."""
+        self.norm = layer_norm(self.dtype)
+        self.logits = nn.Dense(self.codes, dtype=self.dtype, kernel_init=_HEAD_INIT)
+
     def __call__(self, tokens_BMD: jax.Array) -> jax.Array:
-        tokens_BMD = layer_norm(self.dtype, "norm")(tokens_BMD)
-        dense = nn.Dense(self.codes, dtype=self.dtype, kernel_init=_HEAD_INIT, name="logits")
-        return dense(tokens_BMD).astype(jnp.float32)
+        return self.projected(self.normed(tokens_BMD))
+
+    def normed(self, tokens_BMD: jax.Array) -> jax.Array:
+        """Returns the tokens after the LayerNorm, [B, M, D]."""
+        return self.norm(tokens_BMD)
+
+    def projected(self, normed_BMD: jax.Array) -> jax.Array:
+        """Returns the logits of normed tokens, [B, M, V] float32."""
+        return self.logits(normed_BMD).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,8 +288,26 @@ class Beit(Objective):
           patch), so 1 where all predictions are one code.
         """
         del rng
-        tokens_BMD = jnp.take_along_axis(stream[:, 1:], targets["positions"][:, :, None], axis=1)
-        logits_BMV = self._head().apply({"params": head}, tokens_BMD)
+        return self.loss_of(head, *self.predicted(head, stream, targets))
+
+    def predicted(
+        self, head: PyTree, tokens: jax.Array, targets: PyTree
+    ) -> tuple[jax.Array, PyTree]:
+        """Returns the masked patches' tokens after the head's LayerNorm, and the targets as they are."""
+        tokens_BMD = jnp.take_along_axis(tokens[:, 1:], targets["positions"][:, :, None], axis=1)
+        normed_BMD = self._head().apply({"params": head}, tokens_BMD, method="normed")
+        return normed_BMD, targets
+
+    @property
+    def predicted_width(self) -> int:
+        """The encoder's."""
+        return self.width
+
+    def loss_of(
+        self, head: PyTree, features_BMF: jax.Array, targets: PyTree
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the loss and metrics of normed tokens, see `loss`."""
+        logits_BMV = self._head().apply({"params": head}, features_BMF, method="projected")
         losses_BM = optax.softmax_cross_entropy_with_integer_labels(logits_BMV, targets["tokens"])
         predicted_BM = logits_BMV.argmax(axis=-1)
         return losses_BM.mean(), {

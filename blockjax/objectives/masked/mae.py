@@ -143,21 +143,40 @@ class MaskedAutoencoder(Objective):
           The loss, and no further metrics.
         """
         del rng
+        return self.loss_of(head, *self.predicted(head, tokens_BTD, targets))
+
+    def predicted(
+        self, head: PyTree, tokens_BTD: jax.Array, targets: PyTree
+    ) -> tuple[jax.Array, PyTree]:
+        """Returns the decoder's features of the patches that this block decodes, and {"positions", "patches"}."""
         visible = tokens_BTD.shape[1] - 1
         stop, offset = self._stop(visible), self.visible[-1]
-        features = self.decoder.apply(
+        positions_BM = targets["positions"][:, visible:stop]
+        features_BMF = self.decoder.apply(
             {"params": head},
             tokens_BTD,
             targets["positions"][:, :visible],
-            targets["positions"][:, visible:stop],
+            positions_BM,
             project=False,
         )
+        patches_BMP = targets["patches"][:, visible - offset : stop - offset]
+        return features_BMF, {"positions": positions_BM, "patches": patches_BMP}
+
+    @property
+    def predicted_width(self) -> int:
+        """The decoder's."""
+        return self.decoder.width
+
+    def loss_of(
+        self, head: PyTree, features_BMF: jax.Array, targets: PyTree
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the loss of decoded features, see `loss`."""
         last = head["pixels"]
         loss = projected_reconstruction_loss(
-            features,
+            features_BMF,
             last["kernel"],
             last["bias"],
-            targets["patches"][:, visible - offset : stop - offset],
+            targets["patches"],
             pixels=pixel_statistics(last["bias"].size),
             normalize=self.normalize_pixels,
             implementation=self.implementation,

@@ -93,6 +93,7 @@ class MomentumObjective(Objective):
     def forward(self, vit: ViT, params: PyTree, stream: PyTree, rng: jax.Array) -> PyTree:
         del rng
         return {
+            **stream,
             "tokens": vit.layers(params["layers"], stream["tokens"]),
             "target": vit.layers(params["target"]["layers"], stream["target"]),
         }

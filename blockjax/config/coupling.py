@@ -1,0 +1,159 @@
+"""Which couplings of blocks fit together, and fit strategy, objective and number of blocks."""
+
+import ml_collections
+
+from blockjax.checks import Bound, one_of
+from blockjax.objectives import TASKS
+from blockjax.techniques import CONSISTENCIES, TEACHERS, WHICH
+
+SCHEDULES = ("simultaneous", "sequential")
+LOSSES = ("last", "every")
+
+BOUNDS = {
+    "consistency.weight": Bound(0, 1e3),
+    "distillation.weight": Bound(0, 1),
+    "distillation.ramp": Bound(0, 1),
+    "distillation.decay": Bound(0, 1, below=True),
+    "cross_block.blocks": Bound(0, 2**16),
+    "hybrid.every": Bound(0, 2**31 - 1),
+    "hybrid.share": Bound(0, 1),
+    "overlap.window": Bound(1, 2),
+}
+# What couples blocks, by the field that switches it on, and the value at which it is off.
+SWITCHES = {
+    "consistency.weight": 0,
+    "distillation.weight": 0,
+    "cross_block.blocks": 0,
+    "hybrid.every": 0,
+    "hybrid.share": 0,
+    "overlap.window": 1,
+    "head.shared": False,
+    "schedule": "simultaneous",
+}
+
+
+def couplings(config: ml_collections.ConfigDict) -> list[str]:
+    """Returns the fields by which blocks are coupled, "consistency.weight=0.1"."""
+    found = {field: _value(config, field) for field in SWITCHES}
+    return [f"{field}={value}" for field, value in found.items() if value != SWITCHES[field]]
+
+
+def check_coupling(config: ml_collections.ConfigDict) -> None:
+    """Checks a config that is fully resolved.
+
+    Raises:
+      ValueError: a coupling that strategy, objective, number of blocks or another coupling cannot have; says what would
+        fit.
+    """
+    one_of("consistency.kind", config.consistency.kind, CONSISTENCIES)
+    one_of("distillation.teacher", config.distillation.teacher, TEACHERS)
+    one_of("cross_block.which", config.cross_block.which, WHICH)
+    one_of("hybrid.losses", config.hybrid.losses, LOSSES)
+    one_of("schedule", config.schedule, SCHEDULES)
+    chosen = couplings(config)
+    if not chosen:
+        return
+    field = chosen[0].partition("=")[0]
+    off = f"set {field}={SWITCHES[field]}"
+    if config.strategy == "end_to_end":
+        raise ValueError(
+            f"{chosen[0]} couples blocks, and strategy=end_to_end has one only; {off}, or strategy=blockwise"
+        )
+    if config.blocks == 1:
+        raise ValueError(
+            f"{chosen[0]} couples blocks, and blocks=1 is one only; {off}, or a larger blocks"
+        )
+    if config.cross_block.blocks >= config.blocks:
+        raise ValueError(
+            f"cross_block.blocks={config.cross_block.blocks}: the last of blocks={config.blocks} has only "
+            f"{config.blocks - 1} before it; set it to at most that"
+        )
+    if config.distillation.weight:
+        _check_distillation(config)
+    if config.consistency.weight and config.consistency.kind == "agreement":
+        _check_agreement(config)
+    _check_loops(config)
+
+
+def _check_distillation(config):
+    chosen = config.distillation
+    if TASKS[config.objective].predicted_width is None:
+        fitting = ", ".join(name for name, task in TASKS.items() if task.predicted_width)
+        raise ValueError(
+            f"distillation.weight={chosen.weight:g}: heads learn what another block makes of masked patches, and "
+            f"objective={config.objective} predicts none; set it to 0, or objective to one of {fitting}"
+        )
+    if chosen.teacher == "top" and config.strategy == "pipelined":
+        raise ValueError(
+            "distillation.teacher=top: under strategy=pipelined lower blocks have trained on later batches when the "
+            "top block comes to a batch; set distillation.teacher=ladder, or strategy=blockwise"
+        )
+
+
+def _check_agreement(config):
+    if config.loss.implementation not in (None, "xla"):
+        raise ValueError(
+            "consistency.kind=agreement takes the gradient of a gradient, which loss.implementation="
+            f"{config.loss.implementation} has not; set loss.implementation=xla, or consistency.kind=predictor"
+        )
+
+
+def _check_loops(config):
+    """Checks what changes how the blocks are driven."""
+    crossing = [
+        text
+        for text in couplings(config)
+        if text.startswith(("hybrid", "overlap", "head", "sched"))
+    ]
+    if not crossing:
+        return
+    if config.strategy == "pipelined":
+        reasons = {
+            "hybrid": "gradients that come back would need a schedule as 1F1B",
+            "overlap": "a gradient that comes back to the stage before would find it at another batch",
+            "head": "stages are at different batches, and so cannot train one head on the same one",
+            "schedule": "stages whose blocks are frozen, or not yet there, would idle",
+        }
+        reason = next(reasons[name] for name in reasons if crossing[0].startswith(name))
+        raise ValueError(
+            f"{crossing[0]}: under strategy=pipelined {reason}; set strategy=blockwise or streamed"
+        )
+    if config.mask.schedule != "constant":
+        raise ValueError(
+            f"{crossing[0]} runs all blocks in one loop, on streams of one shape, and mask.schedule "
+            f"{config.mask.schedule!r} drops tokens between blocks; set mask.schedule=constant"
+        )
+    if config.schedule == "sequential":
+        _check_sequential(config)
+    if config.head.shared and any(text.startswith(("hybrid", "overlap")) for text in crossing):
+        raise ValueError(
+            f"head.shared=True and {crossing[0]}: the loop that goes back through the blocks has a head for each; set "
+            "head.shared=False"
+        )
+    task = TASKS[config.objective]
+    if config.head.shared and (task.begin is not None or task.finish is not None):
+        raise ValueError(
+            f"head.shared=True: objective={config.objective} keeps an average of each block's head; set "
+            "head.shared=False"
+        )
+
+
+def _check_sequential(config):
+    others = [
+        text
+        for text in couplings(config)
+        if text.startswith(("hybrid", "overlap", "head")) or text.startswith("distillation")
+    ]
+    if config.distillation.weight and config.distillation.teacher == "ladder":
+        others = [text for text in others if not text.startswith("distillation")]
+    if others:
+        raise ValueError(
+            f"schedule=sequential trains one block after the other, and {others[0]} needs later blocks; set "
+            "schedule=simultaneous, or leave it out"
+        )
+
+
+def _value(config, field):
+    for name in field.split("."):
+        config = config[name]
+    return config

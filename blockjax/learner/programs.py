@@ -1,0 +1,56 @@
+"""The train steps of a config: one, or two of which each step takes one."""
+
+from typing import Any
+
+import ml_collections
+
+from blockjax.strategies import DRIVERS, backpropagated, end_to_end, sequential
+from blockjax.strategies.sequential import trained_block
+
+
+def programs(
+    config: ml_collections.ConfigDict, blocks: list, parts: dict[str, Any], steps: int
+) -> dict[str, Any]:
+    """Returns the fields of a `Learner` that say what it runs in which step.
+
+    Args:
+      config: resolved.
+      blocks: one `Block` for each block.
+      parts: what else drivers take: stem, prepare, sweep.
+      steps: of the run.
+    """
+    if config.strategy == "end_to_end":
+        return {"train_step": end_to_end(*blocks, **parts)}
+    in_host_memory = config.strategy == "streamed"
+    if config.schedule == "sequential":
+        first = sequential(blocks, **parts, steps=steps, in_host_memory=in_host_memory)
+
+        def trained(step):
+            block = trained_block(step, steps, config.blocks)
+            return block, step + block * steps // -config.blocks  # its first step, rounded up
+
+        return {"train_step": first, "trained": trained}
+    if config.overlap.window == 2:
+        first = backpropagated(
+            blocks, **parts, every_loss=True, one_boundary=True, in_host_memory=in_host_memory
+        )
+    else:
+        first = DRIVERS[config.strategy](blocks, **parts)
+    hybrid = config.hybrid
+    if not hybrid.every and not hybrid.share:
+        return {"train_step": first}
+    last = round(hybrid.share * steps)
+
+    def takes_other(step):
+        is_turn = hybrid.every and (step + 1) % hybrid.every == 0
+        return bool(is_turn) or step >= steps - last
+
+    every_loss = hybrid.losses == "every"
+    other = backpropagated(blocks, **parts, every_loss=every_loss, in_host_memory=in_host_memory)
+    return {
+        "train_step": first,
+        "other_step": other,
+        "takes_other": takes_other,
+        "other_share": sum(map(takes_other, range(steps))) / steps,
+        "program_names": (config.strategy, "backpropagation across blocks"),
+    }

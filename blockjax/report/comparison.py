@@ -1,0 +1,109 @@
+"""Runs side by side, as tables in Markdown."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns rows of `blockjax.compare.compare` as a table, and a second one over seeds where there are several.
+
+    Losses and probes of blocks are in order of depth.
+    """
+    fields, labels, targets = _columns(rows)
+    head = (
+        *(
+            "config",
+            "strategy",
+            *fields,
+            "seed",
+            "steps x images",
+            "loss, first",
+            "loss, last",
+            "chance",
+        ),
+        *("least rank", "untrained: kNN", "linear", "kNN", "linear probe", "best"),
+        *(f"fine-tuned, {label} of labels" for label in labels),
+        *("GFLOP a step", "seconds"),
+        *(f"{target} MiB: scratch, total" for target in targets),
+    )
+    lines = _head(head)
+    for row in rows:
+        probes = {probe["features"]: probe for probe in row["probes"]}
+        untrained = [probes["untrained"]] if probes else []
+        cells = [row["config"], row["strategy"], *_swept(row, fields), str(row["seed"])]
+        cells += [f"{row['steps']} x {row['batch_size']}"]
+        cells += [_figures(row["first"], 2), _figures(row["last"], 2)]
+        cells += [_figures([row["chance"]], 2), _figures([row["rank"]], 1)]
+        cells += [_figures([probe[kind] for probe in untrained], 3) for kind in ("knn", "linear")]
+        linear = _of_probes(row, "linear")
+        cells += [_figures(_of_probes(row, "knn"), 3), _figures(linear, 3)]
+        cells += [_figures([max(linear, default=None)], 3)]
+        tuned = row.get("finetuned", {})
+        cells += [_figures([tuned.get(label)], 3) for label in labels]
+        cells += [_figures([row.get("gflops")], 1), _figures([row.get("seconds")], 0)]
+        cells += [_figures(row.get("memory", {}).get(target, [None]), 0) for target in targets]
+        lines.append("| " + " | ".join(cells) + " |")
+    if rows and rows[0]["probes"]:
+        pixels = rows[0]["probes"][0]
+        lines += ["", f"Raw pixels: kNN {pixels['knn']:.3f}, linear probe {pixels['linear']:.3f}."]
+    return "\n".join(lines + _over_seeds(rows)) + "\n"
+
+
+def _over_seeds(rows):
+    """Lines of a table with the mean and the range over the seeds of what is equal but for them."""
+    fields, labels, _ = _columns(rows)
+    found = {}
+    for row in rows:
+        key = (row["config"], row["strategy"], *_swept(row, fields))
+        found.setdefault(key, []).append(row)
+    found = {
+        key: seeds
+        for key, seeds in found.items()
+        if len(seeds) > 1 and all(_of_probes(row, "linear") for row in seeds)
+    }
+    if not found:
+        return []
+    depth = max(len(_of_probes(seeds[0], "linear")) for seeds in found.values())
+    blocks = [f"block {k}" for k in range(1, depth + 1)]
+    tuned = [f"fine-tuned, {label} of labels" for label in labels]
+    lines = ["", "Linear probes, mean over seeds (least to greatest):", ""]
+    lines += _head(("config", "strategy", *fields, "seeds", *blocks, "best", *tuned))
+    for key, seeds in found.items():
+        linear = [_of_probes(row, "linear") for row in seeds]
+        cells = [*key, str(len(seeds)), *map(_mean_and_range, zip(*linear, strict=True))]
+        cells += ["-"] * (depth - len(linear[0])) + [_mean_and_range([*map(max, linear)])]
+        for label in labels:
+            values = [row.get("finetuned", {}).get(label) for row in seeds]
+            cells.append("-" if None in values else _mean_and_range(values))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _columns(rows):
+    """Returns the fields that were swept, the shares of labels and the targets that some row has."""
+
+    def names(key):
+        return [*dict.fromkeys(name for row in rows for name in row.get(key, {}))]
+
+    return names("fields"), names("finetuned"), names("memory")
+
+
+def _swept(row, fields):
+    return [str(row.get("fields", {}).get(field, "-")) for field in fields]
+
+
+def _head(cells):
+    return ["| " + " | ".join(cells) + " |", "|" + "---|" * len(cells)]
+
+
+def _of_probes(row, kind):
+    return [probe[kind] for probe in row["probes"] if probe["features"].startswith("block_")]
+
+
+def _mean_and_range(values):
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def _figures(values, digits):
+    return " ".join("-" if value is None else f"{value:.{digits}f}" for value in values) or "-"

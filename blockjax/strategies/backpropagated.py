@@ -1,0 +1,139 @@
+"""Steps in which gradients cross boundaries: all of them, or one."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from blockjax.sharding.memory_spaces import to_device, to_host
+from blockjax.strategies.block import (
+    Block,
+    PyTree,
+    block_backward,
+    block_forward,
+    block_key,
+    cotangent_of,
+    join_states,
+    only_block,
+    prepared,
+    split_states,
+    with_extra,
+    with_stem,
+)
+from blockjax.strategies.state import TrainState, read_row, write_row
+
+
+def backpropagated(
+    blocks: Sequence[Block],
+    *,
+    stem: Callable[[PyTree, PyTree, jax.Array], PyTree],
+    prepare: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]] | None = None,
+    sweep: Callable[[TrainState, PyTree], dict[str, PyTree]] | None = None,
+    every_loss: bool = False,
+    one_boundary: bool = False,
+    in_host_memory: bool = False,
+) -> Callable[[TrainState, PyTree, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """Makes a train step that goes forward through all blocks and keeps their K streams, then back through them.
+
+    Each block's activations are computed again on the way back, and it is updated there. So the step needs one block's
+    activations and gradients, and K streams; a forward pass more than global backpropagation without recomputing, as
+    much as with it.
+
+    Args:
+      blocks: the same `Block` object for every block, `[block] * K`.
+      stem: as for `blockwise`.
+      prepare: as for `blockwise`.
+      sweep: as for `blockwise`.
+      every_loss: whether every local loss is backpropagated, or the last block's only; then the other heads learn, from
+        the stream as it is.
+      one_boundary: whether a gradient stops after the block below the one of its loss: windows of two blocks, as in
+        LoCo (arXiv 2008.01342) and HPFF (arXiv 2407.05638). It costs a second pass back through each block's layers.
+      in_host_memory: whether the blocks' states live there, as under `streamed`.
+
+    Returns:
+      `(state, batch, rng) -> (state, metrics)`, as `blockwise` and `streamed` return it.
+
+    Raises:
+      ValueError: the blocks are not one object.
+    """
+    block, count = only_block(blocks, "backpropagation across blocks"), len(blocks)
+
+    def train_step(state, batch, rng):
+        inputs, targets = prepared(prepare, block_key(rng, state.step, 0), batch, state.fitted)
+        if sweep is not None:
+            targets = {**targets, **sweep(state, inputs)}
+
+        def joint(index):
+            def entered(stem_params, inputs_and_stream, rng):
+                inputs, stream = inputs_and_stream
+                return jax.lax.cond(
+                    index == 0, lambda: stem(stem_params, inputs, rng), lambda: stream
+                )
+
+            return with_stem(block, entered), block_key(rng, state.step, index + 1)
+
+        def forward(stream, row, index, _):
+            both, key = joint(index)
+            out = block_forward(both, join_states(state.stem, row), (inputs, stream), targets, key)
+            return out, None, stream
+
+        def backward(carry, row, index, stream):
+            stem_state, cotangent = carry
+            both, key = joint(index)
+            updated, of_streams, metrics = block_backward(
+                both,
+                join_states(state.stem, row),
+                (inputs, stream),
+                targets,
+                key,
+                cotangent,
+                share=1.0 if every_loss else (index == count - 1).astype(jnp.float32),
+                passes_on=not one_boundary,
+            )
+            updated, row = split_states(updated)
+            stem_state = jax.tree.map(
+                lambda new, old: jnp.where(index == 0, new, old), updated, stem_state
+            )
+            # Those of the inputs come first.
+            return (stem_state, of_streams[-len(cotangent) :]), row, metrics
+
+        shape = jax.eval_shape(stem, with_extra(state.stem.params, state.stem.extra), inputs, rng)
+        first = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+        loop = _streamed_rows if in_host_memory else _rows_in_place
+        _, _, streams = loop(forward, first, state.blocks, count)
+        carry = state.stem, cotangent_of(first)
+        (stem_state, _), states, metrics = loop(
+            backward, carry, state.blocks, count, streams, reverse=True
+        )
+        return state.replace(step=state.step + 1, stem=stem_state, blocks=states), metrics
+
+    return train_step
+
+
+def _rows_in_place(body, carry, states, count, given=None, reverse=False):
+    """Runs `(carry, row, index, given) -> (carry, row or None, result)` over rows that the loop updates in place."""
+
+    def one(loop, index_and_given):
+        carry, states = loop
+        index, given = index_and_given
+        carry, row, result = body(carry, read_row(states, index), index, given)
+        return (carry, states if row is None else write_row(states, row, index)), result
+
+    (carry, states), results = jax.lax.scan(
+        one, (carry, states), (jnp.arange(count), given), reverse=reverse
+    )
+    return carry, states, results
+
+
+def _streamed_rows(body, carry, states, count, given=None, reverse=False):
+    """Does the same over rows in host memory."""
+
+    def one(carry, slices):
+        index, given, row = slices
+        carry, row, result = body(carry, to_device(row), index, given)
+        return carry, (None if row is None else to_host(row), result)
+
+    carry, (states, results) = jax.lax.scan(
+        one, carry, (jnp.arange(count), given, states), reverse=reverse
+    )
+    return carry, states, results

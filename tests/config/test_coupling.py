@@ -1,0 +1,128 @@
+"""Couplings of blocks that do not fit together: refused before anything is compiled, with what would fit."""
+
+import pytest
+
+from blockjax import config as config_lib
+from blockjax.config.coupling import SWITCHES, couplings
+from blockjax.config.variants import COUPLINGS, vary
+from tests.tiny import tiny_config
+
+
+def resolved(**overrides):
+    return config_lib.resolve(tiny_config(**overrides), devices=1, platform="cpu")
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (
+            {"strategy": "end_to_end", "distillation.weight": 0.5},
+            r"distillation.weight=0.5 couples blocks, and strategy=end_to_end has one only; set distillation.weight=0",
+        ),
+        (
+            {"blocks": 1, "overlap.window": 2},
+            r"overlap.window=2 couples blocks, and blocks=1 is one only; set overlap.window=1",
+        ),
+        ({"blocks": 1, "schedule": "sequential"}, r"set schedule=simultaneous, or a larger blocks"),
+        (
+            {"objective": "rotation", "distillation.weight": 0.5},
+            r"objective=rotation predicts none; set it to 0, or objective to one of mae, beit$",
+        ),
+        (
+            {
+                "strategy": "pipelined",
+                "distillation.weight": 0.5,
+                "distillation.teacher": "top",
+            },
+            r"teacher=top: under strategy=pipelined .* set distillation.teacher=ladder",
+        ),
+        ({"cross_block.blocks": 4}, r"blocks=4 has only 3 before it; set it to at most that"),
+        (
+            {
+                "consistency.weight": 0.1,
+                "consistency.kind": "agreement",
+                "loss.implementation": "pallas",
+            },
+            r"loss.implementation=pallas has not; set loss.implementation=xla",
+        ),
+        ({"consistency.kind": "predicter"}, r"consistency.kind 'predicter' .* mean 'predictor'"),
+        ({"distillation.teacher": "up"}, r"distillation.teacher 'up' .* ladder, top"),
+        ({"cross_block.which": "last"}, r"cross_block.which 'last' .* latest, first"),
+        ({"hybrid.losses": "all"}, r"hybrid.losses 'all' .* last, every"),
+        ({"schedule": "sequental"}, r"schedule 'sequental' .* did you mean 'sequential'"),
+        ({"overlap.window": 3}, r"overlap.window must be .*, not 3"),
+        ({"overlap.window": 0}, r"overlap.window must be .*, not 0"),
+        ({"hybrid.every": -1}, r"hybrid.every must be at least 0, not -1"),
+        ({"hybrid.share": 1.5}, r"hybrid.share must be from 0 to 1, not 1.5"),
+        (
+            {"distillation.weight": float("nan")},
+            r"distillation.weight must be from 0 to 1, not nan",
+        ),
+        ({"distillation.decay": 1.0}, r"distillation.decay must be from 0 to below 1, not 1"),
+        (
+            {"strategy": "pipelined", "hybrid.every": 2},
+            r"hybrid.every=2: under strategy=pipelined .*1F1B; set strategy=blockwise or streamed",
+        ),
+        ({"strategy": "pipelined", "overlap.window": 2}, r"set strategy=blockwise or streamed"),
+        ({"strategy": "pipelined", "head.shared": True}, r"head.shared=True: under .*pipelined"),
+        (
+            {"strategy": "pipelined", "schedule": "sequential"},
+            r"schedule=sequential: under .* idle",
+        ),
+        (
+            {"mask.ratio": 0.25, "mask.schedule": "linear:0.5", "head.shared": True},
+            r"head.shared=True runs all blocks in one loop.*set mask.schedule=constant",
+        ),
+        (
+            {"head.shared": True, "hybrid.every": 2},
+            r"head.shared=True and hybrid.every=2: .* set head.shared=False",
+        ),
+        (
+            {"head.shared": True, "objective": "byol", "mask.ratio": None},
+            r"head.shared=True: objective=byol keeps an average",
+        ),
+        (
+            {
+                "schedule": "sequential",
+                "distillation.weight": 0.5,
+                "distillation.teacher": "top",
+            },
+            r"schedule=sequential .*, and distillation.weight=0.5 needs later blocks",
+        ),
+        (
+            {"schedule": "sequential", "hybrid.share": 0.1},
+            r"and hybrid.share=0.1 needs later blocks",
+        ),
+        (
+            {"schedule": "sequential", "overlap.window": 2},
+            r"and overlap.window=2 needs later blocks",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        resolved(**overrides)
+
+
+def test_sequential_needs_a_step_for_each_block():
+    config = resolved(schedule="sequential")
+    with pytest.raises(ValueError, match=r"blocks=4 its part of 3 steps; set steps to at least 4"):
+        config_lib.fill_lengths(config, 3)
+
+
+def test_nothing_is_coupled_unless_it_is_asked_for():
+    assert couplings(tiny_config()) == []
+
+
+@pytest.mark.parametrize("name", COUPLINGS)
+def test_a_named_coupling_is_one_that_can_be_had(name):
+    config = vary(tiny_config(), f"blockwise+{name}")
+    assert len(couplings(config_lib.resolve(config, devices=1, platform="cpu"))) == 1
+
+
+def test_the_end_to_end_twin_of_a_coupled_config_has_no_couplings():
+    every = {field: value for fields in COUPLINGS.values() for field, value in fields.items()}
+    twin = vary(tiny_config(**every), "end_to_end")
+    assert couplings(twin) == []
+    assert set(every) >= set(SWITCHES)
+    config_lib.resolve(twin, devices=1, platform="cpu")
