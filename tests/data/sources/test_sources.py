@@ -247,9 +247,13 @@ def test_sources_can_be_pickled(tmp_path):
     [
         ("embeded", "Did you mean 'embedded'"),
         ("folders:/x", "Did you mean 'folder:/x'"),
+        ("embedded:scene", "Did you mean 'embedded:scenes'"),
         ("cifar10", "Did you mean 'tfds:cifar10'"),
-        ("tfds:", "none of embedded, tfds:<name>, folder:<path>, arrays:<file.npz>"),
-        ("", "none of embedded, tfds:<name>, folder:<path>, arrays:<file.npz>"),
+        (
+            "tfds:",
+            "none of embedded, embedded:scenes, tfds:<name>, folder:<path>, arrays:<file.npz>",
+        ),
+        ("", "none of embedded, embedded:scenes, tfds:<name>, folder:<path>, arrays:<file.npz>"),
     ],
 )
 def test_unknown_kinds(spec, hint):
