@@ -62,6 +62,23 @@ def check_bounds(values: dict[str, float | None], bounds: dict[str, Bound]) -> N
             bound.check(name, values[name])
 
 
+def factors(name: str, text: str, count: int) -> tuple[float, ...]:
+    """Returns so many factors, of a text with commas between.
+
+    Raises:
+      ValueError: it cannot be read, has another number of them, or one is negative or not finite.
+    """
+    try:
+        found = tuple(map(float, text.split(",")))
+    except ValueError:
+        found = ()
+    if len(found) != count or not all(0 <= factor < math.inf for factor in found):
+        raise ValueError(
+            f"{name} {text!r} should be {count} numbers from 0 on with commas between, one for each block"
+        )
+    return found
+
+
 def given_path(name: str, path: str | os.PathLike) -> Path:
     """Returns a path that a person gave, with its ~ expanded; there need not be anything.
 

@@ -79,6 +79,7 @@ def default_config() -> ml_collections.ConfigDict:
     # Positions are parameters, which start as the fixed ones; so they are at another image_size than the backbone's.
     model.learned_positions = False
     model.norm_epsilon = 1e-6  # of every LayerNorm in the encoder
+    model.zero_residuals = False  # every layer starts as the identity
 
     config.mask = ml_collections.ConfigDict()
     config.mask.ratio = config_dict.placeholder(
@@ -164,6 +165,8 @@ def default_config() -> ml_collections.ConfigDict:
     optimizer.b1 = 0.9
     optimizer.b2 = 0.95
     optimizer.layer_decay = 1.0  # of the learning rate, from layer to layer towards the input
+    # What multiplies the learning rate of each block and its head, with commas between; the stem goes with block 1.
+    optimizer.block_rates = config_dict.placeholder(str)
     optimizer.clip = 0.0  # largest gradient norm of a block; 0: no clipping
 
     config.mesh = ml_collections.ConfigDict()

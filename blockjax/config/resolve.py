@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from blockjax.checks import divisors, one_of
+from blockjax.checks import divisors, factors, one_of
 from blockjax.config.bounds import check_numbers
 from blockjax.config.coupling import check_coupling
 from blockjax.config.defaults import DTYPES, REMATS, STRATEGIES
@@ -66,6 +66,8 @@ def resolve(
     _check_objective(config, objective)
     objective.check(config)
     check_coupling(config)
+    if config.optimizer.block_rates is not None:
+        factors("optimizer.block_rates", config.optimizer.block_rates, config.blocks)
     _check_devices(config, devices)
     if config.pipeline.batches is None:
         config.pipeline.batches = 8 * mesh_shape(config.mesh, devices)[2]

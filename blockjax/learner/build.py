@@ -6,9 +6,16 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from blockjax.checks import factors
 from blockjax.data.batch import image_batch
 from blockjax.learner.learner import Learner
-from blockjax.learner.optimizer import layer_rates, learning_rate_schedule, make_optimizer, scaled
+from blockjax.learner.optimizer import (
+    Rates,
+    layer_rates,
+    learning_rate_schedule,
+    make_optimizer,
+    scaled,
+)
 from blockjax.learner.programs import programs
 from blockjax.models.vit import ViT
 from blockjax.objectives import TASKS
@@ -34,6 +41,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         freeze_embedding=model.freeze_embedding,
         learned_positions=model.learned_positions,
         norm_epsilon=model.norm_epsilon,
+        zero_residuals=model.zero_residuals,
     )
     stretched = task.stretched_size(model.image_size)
     rows = 1 if config.strategy == "end_to_end" else config.blocks
@@ -54,13 +62,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         freeze_embedding=model.freeze_embedding,
     )
 
-    rates = None
-    frozen = 0
-    if config.tune_blocks is not None:
-        frozen = (config.blocks - config.tune_blocks) * (model.depth // config.blocks)
-    if frozen or config.optimizer.layer_decay != 1.0:
-        stem_rate, of_layers = layer_rates(model.depth, config.optimizer.layer_decay, frozen)
-        rates = (stem_rate, tuple(of_layers))
+    rates = _rates(config, rows)
 
     def forward(params, stream, rng):
         # The first use of the key stays with the noise between blocks.
@@ -130,6 +132,21 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         techniques=techniques,
         shares_head=config.head.shared,
     )
+
+
+def _rates(config, rows):
+    depth = config.model.depth
+    frozen = 0
+    if config.tune_blocks is not None:
+        frozen = (config.blocks - config.tune_blocks) * (depth // config.blocks)
+    of_blocks = (1.0,) * rows
+    if config.optimizer.block_rates is not None and rows == config.blocks:
+        of_blocks = factors("optimizer.block_rates", config.optimizer.block_rates, rows)
+    if not frozen and config.optimizer.layer_decay == 1.0 and set(of_blocks) == {1.0}:
+        return None
+    stem, of_layers = layer_rates(depth, config.optimizer.layer_decay, frozen)
+    of_layers = [rate * of_blocks[i * rows // depth] for i, rate in enumerate(of_layers)]
+    return Rates(stem * of_blocks[0], tuple(of_layers), of_blocks)
 
 
 def _merged(*parts):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from blockjax.data.batch import BatchSpec
-from blockjax.learner.optimizer import scaled
+from blockjax.learner.optimizer import Rates, scaled
 from blockjax.models.backbone import Backbone
 from blockjax.models.vit import ViT, regroup
 from blockjax.objectives import Objective
@@ -40,7 +40,7 @@ class Learner:
       program_names: what the two are called.
       loop: of `streamed` alone, the two functions of `host_loop`, for devices that address no host memory.
       batches: that a train step takes under `pipelined`; None under the others, which take one.
-      rates: what multiplies the learning rate of the stem and of each layer; None if nothing does.
+      rates: what multiplies learning rates; None if nothing does.
       techniques: that couple blocks.
       shares_head: whether all blocks have one head, which is no part of theirs.
       trained: which block (from 0) alone trains in a step (from 0), and how many updates it had; None where all do.
@@ -60,7 +60,7 @@ class Learner:
     program_names: tuple[str, str] = ("", "")
     loop: tuple[Callable, Callable] | None = None
     batches: int | None = None
-    rates: tuple[float, tuple[float, ...]] | None = None
+    rates: Rates | None = None
     techniques: tuple[Technique, ...] = ()
     shares_head: bool = False
     trained: Callable[[int], tuple[int, int]] | None = None
@@ -118,11 +118,12 @@ class Learner:
         """Returns the optimizer whose state block `index` begins with."""
         if self.rates is None:
             return self.optimizer
-        of_layers = jnp.asarray(self.rates[1], jnp.float32).reshape(self.rows, -1)
-        return scaled(
-            self.optimizer,
-            {"layers": of_layers[index], "head": jnp.float32(1.0), "link": jnp.float32(1.0)},
-        )
+        of_layers = jnp.asarray(self.rates.layers, jnp.float32).reshape(self.rows, -1)
+        of_block = jnp.asarray(self.rates.blocks, jnp.float32)[index]
+        scales = {"layers": of_layers[index], "head": of_block}
+        if self.techniques:
+            scales["link"] = of_block
+        return scaled(self.optimizer, scales)
 
     def _head_optimizer(self):
         if self.rates is None:
@@ -132,7 +133,7 @@ class Learner:
     def _stem_optimizer(self):
         if self.rates is None:
             return self.optimizer
-        return scaled(self.optimizer, jnp.float32(self.rates[0]))
+        return scaled(self.optimizer, jnp.float32(self.rates.stem))
 
     @property
     def turns(self) -> tuple[float, ...]:

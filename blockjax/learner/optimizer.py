@@ -1,5 +1,6 @@
 """The optimizer every block gets a copy of: AdamW with linear warm-up and cosine decay, as in MAE's recipe."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -90,6 +91,21 @@ def _multiplied(scales, updates):
     return jax.tree.map(
         lambda leaf: leaf * scales.reshape(scales.shape + (1,) * (leaf.ndim - scales.ndim)), updates
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """What multiplies learning rates.
+
+    Attributes:
+      stem: of the stem.
+      layers: of each layer of the encoder.
+      blocks: of what else each block has: its head.
+    """
+
+    stem: float
+    layers: tuple[float, ...]
+    blocks: tuple[float, ...]
 
 
 def layer_rates(depth: int, decay: float, frozen: int) -> tuple[float, list[float]]:

@@ -144,7 +144,9 @@ class ViT:
     """The hyperparameters of an encoder, and its pure functions.
 
     `remat` is "none" or "layer" (`jax.checkpoint` around each layer); `unroll` is how many layers one turn of the loop
-    over layers holds; `mask_token`, `freeze_embedding` and `learned_positions` are those of `Stem`.
+    over layers holds; `mask_token`, `freeze_embedding` and `learned_positions` are those of `Stem`. With
+    `zero_residuals` the last matrices of attention and MLP start at zero, as in Fixup (arXiv 1901.09321): every layer
+    starts as the identity.
     """
 
     image_size: int
@@ -160,6 +162,7 @@ class ViT:
     freeze_embedding: bool = False
     learned_positions: bool = False
     norm_epsilon: float = 1e-6
+    zero_residuals: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -203,7 +206,11 @@ class ViT:
         tokens = jnp.zeros((1, 1, self.width))
         layers = self.depth // blocks
         keys = jax.vmap(lambda i: jax.random.fold_in(rng, block * layers + i))(jnp.arange(layers))
-        return jax.vmap(lambda key: self._layer().init(key, tokens)["params"])(keys)
+        params = jax.vmap(lambda key: self._layer().init(key, tokens)["params"])(keys)
+        if self.zero_residuals:
+            for part, last in (("attention", "out"), ("mlp", "Dense_1")):
+                params[part][last]["kernel"] = jnp.zeros_like(params[part][last]["kernel"])
+        return params
 
     def inputs(self, images: jax.Array) -> dict[str, jax.Array]:
         """Returns the stem's inputs of whole images, [..., H, W, 3], uint8 or float in [0, 1].
