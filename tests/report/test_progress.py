@@ -82,7 +82,7 @@ def test_losses_fit():
     assert _losses_text(losses, len(full) - 1, "…") == "loss 1:0.800 2:0.700 … 4:0.500"
     assert _losses_text(losses, 5, "...") == "loss ... 4:0.500"
     assert _losses_text([1e-5], 50, "…") == "loss 1e-05"
-    assert _losses_text([float("nan"), 123456.0], 50, "…") == "loss 1:nan 2:1.2e+05"
+    assert _losses_text([float("nan"), 123456.0], 50, "…") == "loss 1:- 2:1.2e+05"
     assert _losses_text([0.0], 50, "…") == "loss 0.000"
 
 
