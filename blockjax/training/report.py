@@ -13,6 +13,7 @@ from blockjax.report import figures
 from blockjax.report.table import render_table
 from blockjax.strategies import TrainState
 from blockjax.training.setup import Setup
+from blockjax.training.verdict import verdict
 from blockjax.workdir.files import write_bytes_atomic, write_json_atomic
 from blockjax.workdir.metrics import read_metrics
 
@@ -31,7 +32,7 @@ def plan(run: Setup) -> str:
     return (
         f"run         {config.objective}, {config.strategy}, {config.dtype}, {run.steps} steps of "
         f"{config.batch_size} images -> {run.workdir}\n"
-        f"data        {run.train_source.description}\n"
+        f"data        {run.train_source.description}; {_epochs(run):.3g} epochs\n"
         f"devices     {jax.device_count()} x {jax.devices()[0].device_kind}; mesh {mesh}\n"
         f"start       {config.backbone if run.backbone is not None else 'random numbers'}\n"
         f"encoder     {config.model.depth} layers of width {config.model.width} in {learner.rows} "
@@ -86,12 +87,22 @@ def report(run: Setup, state: TrainState) -> dict[str, Any]:
             ["features", "kNN", "linear probe"],
             [[row["features"], row["knn"], row["linear"]] for row in probes],
         )
+        tests = min(len(run.test_source), config.probe.test_examples)
+        for line in verdict(
+            probes, tests, config, epochs=_epochs(run), images=len(run.train_source)
+        ):
+            run.print(line)
     if tested:
         render_table(
             title, ["classifier", "top 1"], [[row["features"], row["top_1"]] for row in tested]
         )
     run.print(f"figures     {folder}/{name}, losses.png")
     return summary
+
+
+def _epochs(run):
+    """Returns how often a run sees each image."""
+    return run.steps * run.config.batch_size / len(run.train_source)
 
 
 def _probes(run, state):

@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import blockjax
 from blockjax.config.files import load_config
+from blockjax.export import export
 from blockjax.memory import MIB, DoesNotFit, MemoryProfile
 from blockjax.sharding.rules import warn_once
 from blockjax.training import log, signals
 from blockjax.training.run import Interrupted, Training
+from blockjax.weights import read_tensors
 from blockjax.workdir.checkpoint import Checkpoints
 from blockjax.workdir.metrics import read_metrics
 from tests.tiny import images, tiny_config
@@ -173,7 +176,9 @@ def test_sigterm_saves_and_the_same_command_goes_on_exactly(
 def test_what_no_gradient_trains_is_saved_too(objective, fields, arrays, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "blockjax.training.report._probes",
-        lambda run, state: [{"features": "x", "knn": 0, "linear": 0}],
+        lambda run, state: [
+            {"features": name, "knn": 0, "linear": 0} for name in ("pixels", "untrained", "block_1")
+        ],
     )
     small = {"head.hidden": 16, "head.width": 16, "head.expansion": 16, "mask.ratio": None}
     config = config_of(arrays, objective=objective, **small, **fields)
@@ -197,6 +202,62 @@ def test_what_no_gradient_trains_is_saved_too(objective, fields, arrays, tmp_pat
     assert np.abs(kept).max() > 0.0
     with Image.open(tmp_path / "whole" / "figures" / "views.png") as picture:
         assert picture.width > 300
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "hybrid.every": 4,
+            "hybrid.share": 0.1,
+            "distillation.weight": 0.5,
+            "distillation.decay": 0.5,
+            "cross_block.blocks": 1,
+        },
+        {"head.shared": True, "consistency.weight": 0.1},
+        {"schedule": "sequential"},
+    ],
+    ids=["hybrid_ladder", "shared_head", "sequential"],
+)
+def test_coupled_blocks_go_on_exactly_and_travel(fields, arrays, tmp_path, monkeypatch, capsys):
+    """Two programs, a head that is no block's, blocks that wait: saved, resumed, drawn, probed, exported."""
+    config = config_of(arrays, **fields)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    summary = Training(config, whole).run()
+    original = log.MetricsLog.step
+
+    def stop_at_step_6(self, step, *rest):
+        original(self, step, *rest)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(log.MetricsLog, "step", stop_at_step_6)
+    with pytest.raises(Interrupted):
+        Training(config, stopped).run()
+    monkeypatch.setattr(log.MetricsLog, "step", original)
+    again = Training(config, stopped).run()
+    assert again["probes"] == summary["probes"]
+    assert comparable(stopped) == comparable(whole)
+    state = final_state(config, whole)
+    chex.assert_trees_all_equal(final_state(config, stopped), state)
+    said = capsys.readouterr().out
+    assert ("in steps of backpropagation across blocks" in said) == ("hybrid.every" in fields)
+    assert ("in the head that they share" in said) == ("head.shared" in fields)
+    rows = read_metrics(whole / "metrics.jsonl")
+    losses = [sorted(key for key in row if key.endswith("/loss")) for row in rows]
+    if "schedule" in fields:
+        assert losses == [[f"block_{1 + i // 3}/loss"] for i in range(STEPS)]
+        assert rows[3]["learning_rate"] == rows[0]["learning_rate"] == 0.0
+    else:
+        assert all(len(found) == 4 for found in losses)
+    encoder, params = blockjax.load(whole, blocks=3)
+    assert encoder(params, images(2)).shape == (2, 32)
+    with Image.open(whole / "figures" / "reconstruction.png") as picture:
+        assert picture.width > 300
+    export(whole, "huggingface", tmp_path / "out", blocks=2)
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size > 1000
+    assert not any("link" in name for name in read_tensors(tmp_path / "out"))
 
 
 @pytest.mark.slow
