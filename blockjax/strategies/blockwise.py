@@ -11,15 +11,17 @@ from blockjax.strategies.block import (
     PyTree,
     block_key,
     block_update,
-    first_sum,
     join_states,
+    prepared,
+    split_states,
+    with_stem,
+)
+from blockjax.strategies.shared_head import (
+    first_sum,
     lending,
     lent,
-    prepared,
     returned,
-    split_states,
     trained_head,
-    with_stem,
 )
 from blockjax.strategies.state import TrainState, read_row, write_row
 

@@ -11,17 +11,19 @@ from blockjax.strategies.block import (
     PyTree,
     block_key,
     block_update,
-    first_sum,
     join_states,
-    lending,
-    lent,
     only_block,
     prepared,
-    returned,
     split_states,
-    trained_head,
     with_extra,
     with_stem,
+)
+from blockjax.strategies.shared_head import (
+    first_sum,
+    lending,
+    lent,
+    returned,
+    trained_head,
 )
 from blockjax.strategies.state import TrainState
 
