@@ -12,8 +12,10 @@ Measured on the embedded data, all 4,000 labels, mean of seeds 0, 1 and 2: 0.886
 end-to-end twin, 0.465 from random numbers; 6 minutes on one core. With a tenth of the labels (data.fraction=0.1,
 steps=300) 0.740, 0.604 and 0.245.
 
---config configs/finetune.py:steps=300 sets the length where nothing else can be given, as to python -m
-blockjax.compare --finetune. --config configs/finetune.py:recipe=mae is MAE's recipe for ViT-B on ImageNet. Source: facebookresearch/mae, FINETUNE.md
+--config configs/finetune.py:steps=300 sets the length where nothing else can, as in python -m blockjax.compare
+--finetune.
+
+--config configs/finetune.py:recipe=mae is MAE's recipe for ViT-B on ImageNet. Source: facebookresearch/mae, FINETUNE.md
 (arXiv 2111.06377, table 9, has 1e-3, layer decay 0.75 and no erasing) and main_finetune.py: AdamW (0.9, 0.999), base
 learning rate 5e-4 for 256 images, batch 1024, weight decay 0.05, layer decay 0.65, 5 of 100 epochs warm-up, stochastic
 depth 0.1, label smoothing 0.1, mixup 0.8, cutmix 1, erasing 0.25, crops of at least 0.08 of the area. Larger encoders
