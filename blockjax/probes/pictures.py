@@ -32,14 +32,21 @@ def reconstruction(
     def draw(state, images):
         inputs, targets = objective.prepare(rng, {"image": images})
         stream = objective.stem(learner.vit, state.stem.params, inputs)
+        feeding = [technique for technique in learner.techniques if technique.feeds_heads]
+        for technique in feeding:
+            stream |= technique.first(state.stem.params, inputs, stream)
         rows = [objective.visible_picture(images, targets)]
         for k in range(learner.rows):
             params = to_device(read_row(state.blocks.params, k))
             if (cut := objective.cut(k)) is not None:
                 stream = cut(stream)
             stream = objective.forward(learner.vit, params, stream, rng)
+            tokens = stream["tokens"]
+            for technique in feeding:
+                tokens = technique.read(params, stream)
+                stream |= technique.sent(stream)
             head = state.head.params if learner.shares_head else params["head"]
-            rows.append(objective.picture(head, stream["tokens"], images, targets))
+            rows.append(objective.picture(head, tokens, images, targets))
         return replicated(rows, mesh)
 
     rows = [images_BHWC / 255.0, *jax.device_get(draw(state, images_BHWC))]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,8 @@ class CrossBlock(Technique):
     width: int
     dtype: Any = jnp.float32
 
+    feeds_heads: ClassVar[bool] = True
+
     def init_link(self, rng: jax.Array) -> PyTree:
         tokens = jnp.zeros((1, self.width))
         module = DepthAttention(self.dtype)
@@ -92,31 +94,32 @@ class CrossBlock(Technique):
         count = jnp.zeros((len(tokens), *(1,) * (tokens.ndim - 1)), jnp.int32)
         return {"earlier": (jnp.zeros_like(tokens),) * self.blocks, "earlier_count": count}
 
+    def read(self, params: PyTree, stream: PyTree) -> jax.Array:
+        count = stream["earlier_count"]
+        number = jnp.arange(self.blocks).reshape((1,) * (count.ndim - 1) + (-1,))
+        return DepthAttention(self.dtype).apply(
+            {"params": params["link"]["cross_block"]},
+            stream["tokens"],
+            jax.lax.stop_gradient(stream["earlier"]),
+            number < count,
+        )
+
+    def sent(self, stream: PyTree) -> dict[str, PyTree]:
+        tokens, earlier, count = (stream[name] for name in ("tokens", "earlier", "earlier_count"))
+        if self.which == "latest":
+            earlier = (tokens, *earlier[:-1])
+        else:
+            earlier = tuple(jnp.where(count == i, tokens, kept) for i, kept in enumerate(earlier))
+        return {"earlier": earlier, "earlier_count": count + 1}
+
     def apply(self, block: Block) -> Block:
         def loss(params, stream, targets, rng):
-            count = stream["earlier_count"]
-            number = jnp.arange(self.blocks).reshape((1,) * (count.ndim - 1) + (-1,))
-            filled = number < count
-            tokens = DepthAttention(self.dtype).apply(
-                {"params": params["link"]["cross_block"]},
-                stream["tokens"],
-                jax.lax.stop_gradient(stream["earlier"]),
-                filled,
-            )
-            return block.loss(params, {**stream, "tokens": tokens}, targets, rng)
+            stream = {**stream, "tokens": self.read(params, stream)}
+            return block.loss(params, stream, targets, rng)
 
         def leave(params, stream, targets, rng):
             del params, targets, rng
-            tokens, earlier, count = (
-                stream[name] for name in ("tokens", "earlier", "earlier_count")
-            )
-            if self.which == "latest":
-                earlier = (tokens, *earlier[:-1])
-            else:
-                earlier = tuple(
-                    jnp.where(count == i, tokens, kept) for i, kept in enumerate(earlier)
-                )
-            return {"earlier": earlier, "earlier_count": count + 1}
+            return self.sent(stream)
 
         watch = (*block.watch, "layers")
         return also_leaving(dataclasses.replace(block, loss=loss, watch=watch), leave)

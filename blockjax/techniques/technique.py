@@ -21,9 +21,11 @@ class Technique:
 
     Attributes:
       has_extra: whether blocks and stem keep something for it, see `init_extra` and `init_stem_extra`.
+      feeds_heads: whether heads read something else than the tokens of their block, see `read` and `sent`.
     """
 
     has_extra: ClassVar[bool] = False
+    feeds_heads: ClassVar[bool] = False
 
     @property
     def sweeps(self) -> bool:
@@ -66,6 +68,16 @@ class Technique:
           stream: as the objective's stem made it.
         """
         del params, inputs, stream
+        return {}
+
+    def read(self, params: PyTree, stream: PyTree) -> jax.Array:
+        """Returns the tokens that a block's head reads."""
+        del params
+        return stream["tokens"]
+
+    def sent(self, stream: PyTree) -> dict[str, PyTree]:
+        """Returns the parts of the stream that `read` needs in the next block."""
+        del stream
         return {}
 
     def apply(self, block: Block) -> Block:
