@@ -232,7 +232,12 @@ def _passed(block, extra, params, stream, targets, rng, share=None):
 def _shared(stream, share):
     """Returns the same numbers, through which a share of the gradient passes."""
     numbers, rebuilt = _numbers(stream)
-    return rebuilt([share * part + (1.0 - share) * jax.lax.stop_gradient(part) for part in numbers])
+
+    def partly(part):
+        through = jnp.asarray(share, part.dtype)
+        return through * part + (1 - through) * jax.lax.stop_gradient(part)
+
+    return rebuilt(list(map(partly, numbers)))
 
 
 def _updated(block, state, extra, grads, out, metrics):

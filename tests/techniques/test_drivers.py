@@ -70,6 +70,19 @@ def test_strategies_and_meshes_agree(name, objective, strategy, shape):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["hybrid_ladder", "window_agreement", "shared_ladder", "sequential_ladder"]
+)
+def test_activations_in_bfloat16(name):
+    fields = {**THREE, **COUPLINGS[name], "dtype": "bfloat16"}
+    losses, _ = train(learner_of("mae", **fields), (1, 1, 1))
+    expected, _ = on_one_device(name)
+    there = np.isfinite(expected)
+    assert (np.isfinite(losses) == there).all()
+    np.testing.assert_allclose(losses[there], expected[there], rtol=0.05)
+
+
+@pytest.mark.slow
 def test_sequential_trains_one_block_after_the_other():
     learner = learner_of("mae", **THREE, **COUPLINGS["sequential"])
     step, state = jax.jit(learner.train_step), start_of(learner)
