@@ -1,5 +1,6 @@
 """The embedded images as TFDS data sets: ArrayRecord files, built once on first use."""
 
+import abc
 import contextlib
 import io
 import os
@@ -37,9 +38,9 @@ class _Composed(tfds.core.GeneratorBasedBuilder):
             supervised_keys=("image", "label"),
         )
 
+    @abc.abstractmethod
     def _parts(self) -> dict:
         """Returns {"train", "test": images and labels}."""
-        raise NotImplementedError
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         return {name: self._generate_examples(*part) for name, part in self._parts().items()}

@@ -127,11 +127,26 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         loop=host_loop(blocks, stem=stem, prepare=prepare)
         if config.strategy == "streamed"
         else None,
+        unlooped=_unlooped(config),
         batches=config.pipeline.batches if config.strategy == "pipelined" else None,
         rates=rates,
         techniques=techniques,
         shares_head=config.head.shared,
     )
+
+
+def _unlooped(config):
+    """Returns what a `HostLoop` cannot do: it knows one update of each block, with a head of its own."""
+    chosen = {
+        f"hybrid.every={config.hybrid.every}": config.hybrid.every,
+        f"hybrid.share={config.hybrid.share}": config.hybrid.share,
+        f"overlap.window={config.overlap.window}": config.overlap.window > 1,
+        "schedule=sequential": config.schedule == "sequential",
+        "head.shared=True": config.head.shared,
+        "distillation.teacher=top": config.distillation.weight
+        and config.distillation.teacher == "top",
+    }
+    return tuple(text for text, is_chosen in chosen.items() if is_chosen)
 
 
 def _rates(config, rows):

@@ -39,6 +39,7 @@ class Learner:
       other_share: in which share of a run's steps it does.
       program_names: what the two are called.
       loop: of `streamed` alone, the two functions of `host_loop`, for devices that address no host memory.
+      unlooped: fields that such a loop does not do, "hybrid.every=2".
       batches: that a train step takes under `pipelined`; None under the others, which take one.
       rates: what multiplies learning rates; None if nothing does.
       techniques: that couple blocks.
@@ -59,6 +60,7 @@ class Learner:
     other_share: float = 0.0
     program_names: tuple[str, str] = ("", "")
     loop: tuple[Callable, Callable] | None = None
+    unlooped: tuple[str, ...] = ()
     batches: int | None = None
     rates: Rates | None = None
     techniques: tuple[Technique, ...] = ()

@@ -107,6 +107,12 @@ class Placement:
         if not self.learner.in_host_memory:
             return shardings
         if self.is_looped:
+            if self.learner.unlooped:
+                raise ValueError(
+                    f"{self.learner.unlooped[0]}: strategy=streamed does that in one program, and "
+                    f"{self.mesh.devices.flat[0].device_kind} does not address its host's memory (pinned_host); set "
+                    "strategy=blockwise"
+                )
             host = SingleDeviceSharding(_host_device(self.mesh.devices.flat[0]))
             return shardings.replace(blocks=jax.tree.map(lambda _: host, shardings.blocks))
         kinds = host_memory_kinds(self.learner.abstract_state().blocks)

@@ -17,9 +17,8 @@ from blockjax.strategies.block import (
     only_block,
     prepared,
     split_states,
-    with_extra,
-    with_stem,
 )
+from blockjax.strategies.one_body import as_first, empty_stream, stem_after
 from blockjax.strategies.state import TrainState, read_row, write_row
 
 
@@ -64,13 +63,7 @@ def backpropagated(
             targets = {**targets, **sweep(state, inputs)}
 
         def joint(index):
-            def entered(stem_params, inputs_and_stream, rng):
-                inputs, stream = inputs_and_stream
-                return jax.lax.cond(
-                    index == 0, lambda: stem(stem_params, inputs, rng), lambda: stream
-                )
-
-            return with_stem(block, entered), block_key(rng, state.step, index + 1)
+            return as_first(block, stem, index), block_key(rng, state.step, index + 1)
 
         def forward(stream, row, index, _):
             both, key = joint(index)
@@ -91,14 +84,11 @@ def backpropagated(
                 passes_on=not one_boundary,
             )
             updated, row = split_states(updated)
-            stem_state = jax.tree.map(
-                lambda new, old: jnp.where(index == 0, new, old), updated, stem_state
-            )
+            stem_state = stem_after(index, updated, stem_state)
             # Those of the inputs come first.
             return (stem_state, of_streams[-len(cotangent) :]), row, metrics
 
-        shape = jax.eval_shape(stem, with_extra(state.stem.params, state.stem.extra), inputs, rng)
-        first = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+        first = empty_stream(stem, state.stem, inputs, rng)
         loop = _streamed_rows if in_host_memory else _rows_in_place
         _, _, streams = loop(forward, first, state.blocks, count)
         carry = state.stem, cotangent_of(first)

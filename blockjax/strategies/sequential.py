@@ -16,9 +16,8 @@ from blockjax.strategies.block import (
     only_block,
     prepared,
     split_states,
-    with_extra,
-    with_stem,
 )
+from blockjax.strategies.one_body import as_first, empty_stream, stem_after
 from blockjax.strategies.state import TrainState, read_row, write_row
 
 
@@ -57,13 +56,7 @@ def sequential(
         chosen = trained_block(state.step, steps, count)
 
         def joint(index):
-            def entered(stem_params, inputs_and_stream, rng):
-                inputs, stream = inputs_and_stream
-                return jax.lax.cond(
-                    index == 0, lambda: stem(stem_params, inputs, rng), lambda: stream
-                )
-
-            return with_stem(block, entered), block_key(rng, state.step, index + 1)
+            return as_first(block, stem, index), block_key(rng, state.step, index + 1)
 
         def forward(row, stream, index):
             both, key = joint(index)
@@ -75,13 +68,9 @@ def sequential(
                 both, join_states(state.stem, row), (inputs, stream), targets, key
             )
             new_stem, row = split_states(new)
-            new_stem = jax.tree.map(
-                lambda new, old: jnp.where(index == 0, new, old), new_stem, state.stem
-            )
-            return new_stem, row, metrics
+            return stem_after(index, new_stem, state.stem), row, metrics
 
-        shape = jax.eval_shape(stem, with_extra(state.stem.params, state.stem.extra), inputs, rng)
-        stream = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+        stream = empty_stream(stem, state.stem, inputs, rng)
         run = _from_host if in_host_memory else _in_place
         new_stem, states, metrics = run(forward, update, state, stream, chosen, count)
         is_chosen = jnp.arange(count) == chosen

@@ -15,9 +15,8 @@ from blockjax.strategies.block import (
     only_block,
     prepared,
     split_states,
-    with_extra,
-    with_stem,
 )
+from blockjax.strategies.one_body import as_first, empty_stream, stem_after
 from blockjax.strategies.shared_head import (
     first_sum,
     lending,
@@ -72,17 +71,9 @@ def streamed(
                 row, total = returned(row, head)
                 return (stem_state, stream, total), (to_host(row), metrics)
 
-            # Every block trains as block 1 does, but only there the stem is more than a dead branch. To choose between
-            # two whole updates would cost memory: a branch cannot update a block's state in place.
-            # It gets the inputs beside the stream, not from outside, so that microbatches cut both.
-            def entered(stem_params, inputs_and_stream, rng):
-                inputs, stream = inputs_and_stream
-                return jax.lax.cond(
-                    index == 0, lambda: stem(stem_params, inputs, rng), lambda: stream
-                )
-
+            # To choose between two whole updates would cost memory: a branch cannot update a block's state in place.
             joint, stream, metrics = block_update(
-                with_stem(own, entered),
+                as_first(own, stem, index),
                 join_states(stem_state, row),
                 (inputs, stream),
                 targets,
@@ -90,17 +81,10 @@ def streamed(
             )
             updated, row = split_states(joint)
             row, total = returned(row, head)
-            stem_state = jax.tree.map(
-                lambda new, old: jnp.where(index == 0, new, old), updated, stem_state
-            )
+            stem_state = stem_after(index, updated, stem_state)
             return (stem_state, stream, total), (to_host(row), metrics)
 
-        stream = inputs
-        if stem is not None:
-            shape = jax.eval_shape(
-                stem, with_extra(state.stem.params, state.stem.extra), inputs, rng
-            )
-            stream = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+        stream = inputs if stem is None else empty_stream(stem, state.stem, inputs, rng)
         (stem_state, _, total), (states, metrics) = jax.lax.scan(
             body, (state.stem, stream, first_sum(head)), (jnp.arange(count), state.blocks)
         )

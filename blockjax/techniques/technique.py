@@ -1,5 +1,6 @@
 """What every technique has in common: a function Block -> Block, with parameters, state and stream parts of its own."""
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Technique:
+class Technique(abc.ABC):
     """Couples blocks on purpose, or changes what they learn from.
 
     Subclasses are frozen dataclasses of hyperparameters and override what they need. What a technique trains is a part
@@ -80,9 +81,9 @@ class Technique:
         del stream
         return {}
 
+    @abc.abstractmethod
     def apply(self, block: Block) -> Block:
         """Returns the block under this technique."""
-        raise NotImplementedError
 
 
 def also_coupled(block: Block, couple: Callable) -> Block:

@@ -168,3 +168,21 @@ def test_clear_errors_where_states_cannot_be_kept(monkeypatch):
     monkeypatch.setattr(jax, "devices", no_cpu)
     with pytest.raises(ValueError, match="add cpu to JAX_PLATFORMS, or set strategy=blockwise"):
         _ = Placement(learner, mesh).shardings
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"hybrid.every": 2},
+        {"hybrid.share": 0.5},
+        {"overlap.window": 2},
+        {"schedule": "sequential"},
+        {"head.shared": True},
+        {"distillation.weight": 0.5, "distillation.teacher": "top"},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_what_it_cannot_do_is_refused(fields):
+    placement = Placement(tiny_learner(strategy="streamed", **fields), mesh_of(1, 1, 1))
+    with pytest.raises(ValueError, match=r"does not address .* set strategy=blockwise"):
+        _ = placement.shardings
