@@ -110,5 +110,7 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _by_image(tokens):
-    # Times their number: the gradient of a mean over images is smaller, the more there are.
-    return tokens.reshape(len(tokens), -1) * len(tokens)
+    # Scaled: the gradient of a mean over very many images is tiny, and still has a direction.
+    flat = tokens.reshape(len(tokens), -1).astype(jnp.float32)
+    largest = jax.lax.stop_gradient(jnp.abs(flat).max(axis=-1, keepdims=True))
+    return flat / jnp.where(largest > 0, largest, 1.0)

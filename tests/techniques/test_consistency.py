@@ -123,4 +123,4 @@ def test_agreement_does_not_depend_on_how_many_images_there_are():
         params = {"w": jnp.asarray(normal(0, D, D))}
         return block.couple(params, stream, None, targets, jax.random.key(0))[0]
 
-    np.testing.assert_allclose(term(1e-5), term(1.0), rtol=1e-4)
+    np.testing.assert_allclose(term(1e-12), term(1.0), rtol=1e-4)
