@@ -71,13 +71,12 @@ class Embedded(_Composed):
 
 
 class Scenes(_Composed):
-    """Three to five digits on photos, labelled by the largest: ten classes, 20,000 training and 2,000 test images of
-    64 x 64 pixels.
-    """
+    """Sixteen digits derived from one of ten symbols, the class: 40,000 training and 2,000 test images of 32 x 32 pixels."""
 
     name = "blockjax_scenes"
+    VERSION = tfds.core.Version("2.0.0")
     SIDE = scenes.IMAGE_SIZE
-    TEXT = "Several MNIST digits of different sizes blended with crops of eleven photos; the label is the largest."
+    TEXT = "Sixteen MNIST digits on crops of eleven photos, derived from one symbol by a grammar; the label is the symbol."
 
     def _parts(self) -> dict:
         return scenes.compose_scenes()

@@ -1,4 +1,4 @@
-"""The embedded scenes: always the same, told apart by the largest digit, test parts of their own."""
+"""The embedded scenes: always the same, derived by the grammar and by nothing else, test parts of their own."""
 
 import hashlib
 
@@ -12,8 +12,8 @@ from blockjax.data.embedded.compose import TRAIN_COUNT
 from blockjax.data.sources import open_source
 
 REFERENCE = {
-    "train": ("4ef128e0296e4a52", "4a06b4247fddc0d0"),
-    "test": ("564f6a990748f1cf", "e6afc1cca73268c1"),
+    "train": ("f1036f683403dd23", "754bba8bb3785936"),
+    "test": ("d15df091caf4fe8b", "dacf8247a22bb056"),
 }
 
 
@@ -30,8 +30,8 @@ def digest(array):
 
 def test_composes_the_reference_bytes(few):
     found = scenes.compose_scenes()
-    assert found["train"][0].shape == (60, 64, 64, 3)
-    assert found["test"][0].shape == (20, 64, 64, 3)
+    assert found["train"][0].shape == (60, 32, 32, 3)
+    assert found["test"][0].shape == (20, 32, 32, 3)
     assert {name: (digest(x), digest(y)) for name, (x, y) in found.items()} == REFERENCE
 
 
@@ -45,49 +45,48 @@ def test_parts_share_neither_digits_nor_background(few, monkeypatch):
     monkeypatch.setattr(scenes, "read_digits", lambda: (digits, labels.astype(np.uint8)))
     monkeypatch.setattr(scenes, "read_photos", lambda: [photo])
     found = scenes.compose_scenes()
-    assert np.unique(found["train"][0]).tolist() == [100]
-    assert np.unique(found["test"][0]).tolist() == [
-        120,
-        160,
-        200,
-    ]  # where two frames overlap, two digits
+    assert np.unique(found["train"][0]).tolist() == [30]  # the dimmed photo, and digits of zeros
+    assert np.unique(found["test"][0]).tolist() == [20]  # |60 - 40|
 
 
-def test_the_label_is_the_largest_and_all_have_room(few, monkeypatch):
-    """Digits are squares whose value is their class; so a scene can be read back."""
+def undo(rules, symbols):
+    """Returns the symbol from which `symbols` were derived, by searching all rules from the lowest level up."""
+    for level in rules[::-1]:
+        pairs = {tuple(pair): symbol for symbol in range(10) for pair in level[symbol].tolist()}
+        assert len(pairs) == 20  # no pair comes from two symbols
+        symbols = [pairs[pair] for pair in zip(symbols[::2], symbols[1::2], strict=True)]
+    (symbol,) = symbols
+    return symbol
+
+
+def test_the_label_is_the_symbol_from_which_the_digits_were_derived(few, monkeypatch):
+    """Digits are squares whose value is their class; so a scene can be read back, half by half."""
     labels = (np.arange(5000) % 10).astype(np.uint8)
     digits = np.broadcast_to(10 * (1 + labels[:, None, None]), (5000, 28, 28)).astype(np.uint8)
     monkeypatch.setattr(scenes, "read_digits", lambda: (digits, labels))
     monkeypatch.setattr(scenes, "read_photos", lambda: [np.zeros((256, 256, 3), np.uint8)])
-    images, given = scenes.compose_scenes()["train"]
+    rules = scenes.draw_rules(np.random.RandomState(1))
     seen = set()
-    for image, label in zip(images[..., 0], given, strict=True):
-        areas = {value: int((image == value).sum()) for value in np.unique(image) if value}
-        own = 10 * (1 + int(label))
-        assert areas[own] > 0.8 * 24 * 24
-        # None of another class is larger than what two of the second size would cover.
-        others = [area for value, area in areas.items() if value != own]
-        assert all(area <= 4 * (0.72 * 30) ** 2 for area in others)
-        seen.add(int(label))
+    for images, given in scenes.compose_scenes().values():
+        for image, label in zip(images[..., 0], given, strict=True):
+            cells = image[4::8, 4::8] // 10 - 1
+            assert (np.kron(10 * (cells + 1), np.ones((8, 8), int)) == image).all()
+            halves = [cells[:2], cells[2:]]
+            quarters = [side for half in halves for side in (half[:, :2], half[:, 2:])]
+            symbols = [int(symbol) for quarter in quarters for symbol in quarter.reshape(-1)]
+            assert undo(rules, symbols) == label
+            seen.add(int(label))
     assert seen == set(range(10))
 
 
-def test_frames_hardly_overlap():
-    rng = np.random.RandomState(0)
-    for _ in range(50):
-        sizes = [30, 21, 20, 12]
-        frames = [
-            (*place, size) for place, size in zip(scenes._places(rng, sizes), sizes, strict=True)
-        ]
-        covered = np.zeros((64, 64), int)
-        for row, column, size in frames:
-            assert 0 <= row <= 64 - size and 0 <= column <= 64 - size
-            covered[row : row + size, column : column + size] += 1
-        for i, (row, column, size) in enumerate(frames):
-            for other_row, other_column, other in frames[:i]:
-                rows = min(row + size, other_row + other) - max(row, other_row)
-                columns = min(column + size, other_column + other) - max(column, other_column)
-                assert min(rows, columns) <= 2
+def test_both_productions_of_a_symbol_are_equally_likely():
+    rules = scenes.draw_rules(np.random.RandomState(0))
+    rng = np.random.RandomState(2)
+    derived = {tuple(scenes.derive(rng, rules, 3)) for _ in range(400)}
+    assert len(derived) > 390  # of 2 ** 15
+    firsts = [undo(rules[1:], scenes.derive(rng, rules, 3)[:8].tolist()) for _ in range(400)]
+    a, b = rules[0, 3, :, 0]
+    assert a != b and set(firsts) == {a, b} and 150 < firsts.count(a) < 250
 
 
 def test_the_source_holds_the_composed_scenes(few, tmp_path, capsys):

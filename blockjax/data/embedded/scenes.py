@@ -1,92 +1,100 @@
-"""Composes scenes: several digits at random places and scales on a photo, labelled by how they stand to each other."""
+"""Composes scenes: sixteen digits on a photo, derived from one symbol by a grammar; the label is that symbol."""
 
 import numpy as np
 from PIL import Image
 
 from blockjax.data.embedded.compose import TRAIN_COUNT, read_digits, read_photos
 
-IMAGE_SIZE = 64
-TRAIN_SCENES, TEST_SCENES = 20_000, 2_000
+IMAGE_SIZE = 32
+CELL = 8  # side of a digit in pixels
+TRAIN_SCENES, TEST_SCENES = 40_000, 2_000
+SYMBOLS = 10  # on every level; those of the lowest are the digits
+LEVELS = 4
+PRODUCTIONS = 2  # of every symbol
 
-_DIGITS = (3, 5)  # at least and at most, in a scene
-_LARGEST = (24, 30)  # side of the largest digit in pixels
-_SMALLEST = 12
-_RATIO = 0.72  # of the second largest to the largest, at most
-_CROP = (48, 128)  # side of the photo's crop
-_OVERLAP = 2  # pixels by which frames of digits may overlap
-_TRIES = 30  # for a digit's place, before the whole scene is placed anew
+_MARGIN = 3  # pixels around the digits that are cut off before they shrink
+_CROP = (24, 64)  # side of the photo's crop
+_DIM = 0.3  # of the photo's brightness
 
 
 def compose_scenes() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Composes all scenes, always the same ones.
 
-    The label is the class of the largest digit: to find it, digits have to be told from the photo, compared with each
-    other and recognised. Digits are blended as in `compose`; training and test scenes share neither digits nor
+    The grammar is a random hierarchy model (Cagnetta, Petrini, Tomasini, Favero and Wyart, arXiv 2307.02129): a symbol
+    becomes one of two pairs of symbols, and so on over four levels, until sixteen digits are left. To name the
+    symbol at the top, a network has to undo one level after the other, so depth pays. The first pair are the upper and
+    the lower half of the scene, the next ones the left and the right half of that, and so on; the last ones are
+    neighbours in a row. Digits are blended as in `compose`; training and test scenes share neither digits nor
     background pixels.
 
     Returns:
-      {"train", "test": images, uint8 [N, 64, 64, 3], and labels, uint8 [N]}.
+      {"train", "test": images, uint8 [N, 32, 32, 3], and labels, uint8 [N]}.
     """
-    digits_BHW, labels_B = read_digits()
+    digits_BHW, classes_B = read_digits()
+    digits_BHW = np.stack(
+        [_resized(digit[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN], CELL) for digit in digits_BHW]
+    )
     photos = read_photos()
     rng = np.random.RandomState(1)
+    rules = draw_rules(rng)
     found = {}
     for part, count in (("train", TRAIN_SCENES), ("test", TEST_SCENES)):
         is_train = part == "train"
         chosen = slice(None, TRAIN_COUNT) if is_train else slice(TRAIN_COUNT, None)
         pools = [
-            np.flatnonzero(labels_B[chosen] == label) + (chosen.start or 0) for label in range(10)
+            np.flatnonzero(classes_B[chosen] == digit) + (chosen.start or 0)
+            for digit in range(SYMBOLS)
         ]
         images_BHWC = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-        labels = np.empty(count, np.uint8)
-        for i in range(count):
-            images_BHWC[i], labels[i] = _scene(rng, digits_BHW, pools, photos, is_train)
+        labels = rng.randint(SYMBOLS, size=count).astype(np.uint8)
+        for i, label in enumerate(labels):
+            classes = place(derive(rng, rules, label))
+            cells = digits_BHW[[rng.choice(pools[digit]) for digit in classes.ravel()]]
+            rows, columns = classes.shape
+            cells = cells.reshape(rows, columns, CELL, CELL).transpose(0, 2, 1, 3)
+            digits_HW = cells.reshape(IMAGE_SIZE, IMAGE_SIZE).astype(np.int16)
+            photo_HWC = _background(rng, photos, is_train).astype(np.int16)
+            images_BHWC[i] = np.abs(photo_HWC - digits_HW[:, :, None])
         found[part] = images_BHWC, labels
     return found
 
 
-def _scene(rng, digits_BHW, pools, photos, is_train):
+def draw_rules(rng: np.random.RandomState) -> np.ndarray:
+    """Draws a grammar in which no pair comes from two symbols.
+
+    Returns:
+      Symbols, int [LEVELS, SYMBOLS, PRODUCTIONS, 2], the highest level first.
+    """
+    pairs = [
+        rng.permutation(SYMBOLS**2)[: SYMBOLS * PRODUCTIONS].reshape(SYMBOLS, PRODUCTIONS)
+        for _ in range(LEVELS)
+    ]
+    return np.stack(np.divmod(np.stack(pairs), SYMBOLS), axis=-1)
+
+
+def derive(rng: np.random.RandomState, rules: np.ndarray, symbol: int) -> np.ndarray:
+    """Returns what `symbol` becomes by `rules`, int [2 ** levels]; productions are equally likely."""
+    symbols = np.array([symbol])
+    for level in rules:
+        symbols = level[symbols, rng.randint(PRODUCTIONS, size=len(symbols))].reshape(-1)
+    return symbols
+
+
+def place(symbols: np.ndarray) -> np.ndarray:
+    """Returns the 16 symbols in rows and columns, [4, 4]: halves lie upon one another, quarters side by side, etc."""
+    return symbols.reshape(2, 2, 2, 2).transpose(0, 2, 1, 3).reshape(4, 4)
+
+
+def _background(rng, photos, is_train):
+    """Returns a dimmed crop of one photo, uint8 [32, 32, 3]."""
     photo_HWC = photos[rng.randint(len(photos))]
     height, width, _ = photo_HWC.shape
     low, high = (0, int(0.60 * width)) if is_train else (int(0.65 * width), width)
-    side = rng.randint(_CROP[0], min(height, high - low, _CROP[1]) + 1)
+    side = rng.randint(_CROP[0], _CROP[1] + 1)
     top = rng.randint(height - side + 1)
     left = low + rng.randint(high - low - side + 1)
-    scene_HWC = _resized(photo_HWC[top : top + side, left : left + side], IMAGE_SIZE)
-    scene_HWC = scene_HWC.astype(np.int16)
-    largest = rng.randint(_LARGEST[0], _LARGEST[1] + 1)
-    others = rng.randint(_DIGITS[0], _DIGITS[1] + 1) - 1
-    sizes = [largest, *rng.randint(_SMALLEST, int(_RATIO * largest) + 1, size=others)]
-    sizes.sort(reverse=True)  # large ones find their place first
-    labels = rng.randint(10, size=len(sizes))
-    for label, size, (row, column) in zip(labels, sizes, _places(rng, sizes), strict=True):
-        digit_HW = _resized(digits_BHW[rng.choice(pools[label])], size).astype(np.int16)
-        rows, columns = slice(row, row + size), slice(column, column + size)
-        scene_HWC[rows, columns] = np.abs(scene_HWC[rows, columns] - digit_HW[:, :, None])
-    return scene_HWC.astype(np.uint8), labels[0]
-
-
-def _places(rng, sizes):
-    """Returns the top left corners of frames of these sizes, which hardly overlap."""
-    while True:
-        frames = []
-        for size in sizes:
-            for _ in range(_TRIES):
-                row, column = rng.randint(IMAGE_SIZE - size + 1, size=2)
-                if not any(_overlap(row, column, size, *frame) for frame in frames):
-                    frames.append((row, column, size))
-                    break
-        if len(frames) == len(sizes):
-            return [(row, column) for row, column, _ in frames]
-
-
-def _overlap(row, column, size, other_row, other_column, other_size):
-    return (
-        row + size > other_row + _OVERLAP
-        and other_row + other_size > row + _OVERLAP
-        and column + size > other_column + _OVERLAP
-        and other_column + other_size > column + _OVERLAP
-    )
+    crop_HWC = _resized(photo_HWC[top : top + side, left : left + side], IMAGE_SIZE)
+    return (_DIM * crop_HWC).astype(np.uint8)
 
 
 def _resized(image, side):
