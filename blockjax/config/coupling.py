@@ -27,6 +27,7 @@ SWITCHES = {
     "hybrid.every": 0,
     "hybrid.share": 0,
     "overlap.window": 1,
+    "overlap.alternate": False,
     "head.shared": False,
     "schedule": "simultaneous",
 }
@@ -125,6 +126,8 @@ def _check_loops(config):
         )
     if config.schedule == "sequential":
         _check_sequential(config)
+    if config.overlap.alternate:
+        _check_alternate(config)
     if config.head.shared and any(text.startswith(("hybrid", "overlap")) for text in crossing):
         raise ValueError(
             f"head.shared=True and {crossing[0]}: the loop that goes back through the blocks has a head for each; set "
@@ -135,6 +138,27 @@ def _check_loops(config):
         raise ValueError(
             f"head.shared=True: objective={config.objective} keeps an average of each block's head; set "
             "head.shared=False"
+        )
+
+
+def _check_alternate(config):
+    layers = config.model.depth // config.blocks
+    if layers % 2:
+        raise ValueError(
+            f"overlap.alternate=True puts boundaries in the middle of blocks, and model.depth={config.model.depth} in "
+            f"blocks={config.blocks} gives each {layers} layers; set overlap.alternate=False, or blocks so that the "
+            "layers of each are even"
+        )
+    others = [text for text in couplings(config) if text.startswith(("hybrid", "overlap.window"))]
+    if others:
+        raise ValueError(
+            f"overlap.alternate=True and {others[0]} are two ways to cross boundaries; set one of them only"
+        )
+    task = TASKS[config.objective]
+    if task.begin is not None or task.finish is not None:
+        raise ValueError(
+            f"overlap.alternate=True: objective={config.objective} keeps an average of each whole block; set "
+            "overlap.alternate=False"
         )
 
 

@@ -56,6 +56,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.hybrid.losses = "last"  # that are backpropagated; or every block's
     config.overlap = ml_collections.ConfigDict()
     config.overlap.window = 1  # blocks that a local loss trains; 2: also the one below
+    config.overlap.alternate = False  # in every other step boundaries lie in the middle of blocks
     # sequential: one block after the other, each for its part of the steps, on frozen ones below
     config.schedule = "simultaneous"
 

@@ -20,6 +20,7 @@ COUPLINGS = {
     "hybrid_end": {"hybrid.share": 0.1},
     "every_loss": {"hybrid.every": 1, "hybrid.losses": "every"},
     "window": {"overlap.window": 2},
+    "alternate": {"overlap.alternate": True},
     "shared_head": {"head.shared": True},
     "sequential": {"schedule": "sequential"},
 }

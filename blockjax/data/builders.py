@@ -71,12 +71,14 @@ class Embedded(_Composed):
 
 
 class Scenes(_Composed):
-    """Sixteen digits derived from one of ten symbols, the class: 40,000 training and 2,000 test images of 32 x 32 pixels."""
+    """Sixteen digits derived from one of ten symbols, the class: 40,000 training and 2,000 test images of 32 x 32
+    pixels.
+    """
 
     name = "blockjax_scenes"
     VERSION = tfds.core.Version("2.0.0")
     SIDE = scenes.IMAGE_SIZE
-    TEXT = "Sixteen MNIST digits on crops of eleven photos, derived from one symbol by a grammar; the label is the symbol."
+    TEXT = "Sixteen MNIST digits on a photo, derived from one symbol by a grammar; the label is the symbol."
 
     def _parts(self) -> dict:
         return scenes.compose_scenes()

@@ -141,6 +141,7 @@ def _unlooped(config):
         f"hybrid.every={config.hybrid.every}": config.hybrid.every,
         f"hybrid.share={config.hybrid.share}": config.hybrid.share,
         f"overlap.window={config.overlap.window}": config.overlap.window > 1,
+        "overlap.alternate=True": config.overlap.alternate,
         "schedule=sequential": config.schedule == "sequential",
         "head.shared=True": config.head.shared,
         "distillation.teacher=top": config.distillation.weight

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import ml_collections
 
 from blockjax.strategies import DRIVERS, backpropagated, end_to_end, sequential
@@ -36,6 +37,16 @@ def programs(
         )
     else:
         first = DRIVERS[config.strategy](blocks, **parts)
+    if config.overlap.alternate:
+        return {
+            "train_step": first,
+            "other_step": backpropagated(
+                blocks, **parts, every_loss=True, halves=_halves, in_host_memory=in_host_memory
+            ),
+            "takes_other": lambda step: bool(step % 2),
+            "other_share": steps // 2 / steps,
+            "program_names": (config.strategy, "boundaries in the middle of blocks"),
+        }
     hybrid = config.hybrid
     if not hybrid.every and not hybrid.share:
         return {"train_step": first}
@@ -54,3 +65,15 @@ def programs(
         "other_share": sum(map(takes_other, range(steps))) / steps,
         "program_names": (config.strategy, "backpropagation across blocks"),
     }
+
+
+def _halves(params):
+    """Returns a block's parameters twice, each with one half of its layers."""
+
+    def with_layers(part):
+        return {**params, "layers": jax.tree.map(part, params["layers"])}
+
+    return (
+        with_layers(lambda leaf: leaf[: len(leaf) // 2]),
+        with_layers(lambda leaf: leaf[len(leaf) // 2 :]),
+    )

@@ -18,6 +18,7 @@ from blockjax.strategies.block import (
     prepared,
     split_states,
 )
+from blockjax.strategies.halves import shifted
 from blockjax.strategies.one_body import as_first, empty_stream, stem_after
 from blockjax.strategies.state import TrainState, read_row, write_row
 
@@ -30,6 +31,7 @@ def backpropagated(
     sweep: Callable[[TrainState, PyTree], dict[str, PyTree]] | None = None,
     every_loss: bool = False,
     one_boundary: bool = False,
+    halves: Callable[[PyTree], tuple[PyTree, PyTree]] | None = None,
     in_host_memory: bool = False,
 ) -> Callable[[TrainState, PyTree, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes a train step that goes forward through all blocks and keeps their K streams, then back through them.
@@ -47,6 +49,8 @@ def backpropagated(
         the stream as it is.
       one_boundary: whether a gradient stops after the block below the one of its loss: windows of two blocks, as in
         LoCo (arXiv 2008.01342) and HPFF (arXiv 2407.05638). It costs a second pass back through each block's layers.
+      halves: `params -> (lower, upper)`, the parameters of a block's halves; boundaries then lie between them, see
+        `shifted`.
       in_host_memory: whether the blocks' states live there, as under `streamed`.
 
     Returns:
@@ -63,7 +67,8 @@ def backpropagated(
             targets = {**targets, **sweep(state, inputs)}
 
         def joint(index):
-            return as_first(block, stem, index), block_key(rng, state.step, index + 1)
+            own = block if halves is None else shifted(block, halves, index == count - 1)
+            return as_first(own, stem, index), block_key(rng, state.step, index + 1)
 
         def forward(stream, row, index, _):
             both, key = joint(index)

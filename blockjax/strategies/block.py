@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from blockjax.strategies.microbatches import accumulated
 from blockjax.strategies.state import BlockState
 
 PyTree = Any
@@ -51,6 +52,8 @@ class Block:
       watch: names of parts of the parameters (a dict) whose gradients' norms are metrics, `gradient_norm_NAME`.
       cut: `stream -> stream`, applied by the driver before the first of a run of such blocks, where the stream changes
         its shape (a masking schedule drops tokens there); None where it does not.
+      split: `(params, stream, rng) -> (read, sent)`, in place of `forward`: the stream that the losses read, and the
+        one that is sent on. None: both are what `forward` makes.
       begin: `(params, extra) -> extra`, applied to what a block keeps beside its parameters before they are used in a
         step; `finish`: `(params, extra, stream) -> extra`, applied after the update, to the new parameters and the
         stream that left the block. A block whose state has an `extra` (a dict, as its parameters then are) finds it in
@@ -73,6 +76,7 @@ class Block:
     leave: Callable[[PyTree, PyTree, PyTree, jax.Array], dict[str, PyTree]] | None = None
     watch: tuple[str, ...] = ()
     cut: Callable[[PyTree], PyTree] | None = None
+    split: Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, PyTree]] | None = None
     begin: Callable[[PyTree, PyTree], PyTree] | None = None
     finish: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None
 
@@ -104,7 +108,7 @@ def block_update(
 
     gradient = jax.value_and_grad(local_loss, has_aux=True)
     if block.microbatches > 1:
-        gradient = _accumulated(gradient, block.microbatches)
+        gradient = accumulated(gradient, block.microbatches)
     (loss, (out, metrics)), grads = gradient(state.params, stream, targets, rng)
     state, metrics = _updated(block, state, extra, grads, out, {**metrics, "loss": loss})
     return state, out, metrics
@@ -121,7 +125,7 @@ def block_forward(
         return (jnp.zeros(()), (out, {})), {}
 
     if block.microbatches > 1:
-        passed = _accumulated(passed, block.microbatches)
+        passed = accumulated(passed, block.microbatches)
     return passed(state.params, stream, targets, rng)[0][1][0]
 
 
@@ -173,7 +177,7 @@ def block_backward(
         return (loss, ((out, of_stream), metrics)), grads
 
     if parts > 1:
-        gradient = _accumulated(gradient, parts)
+        gradient = accumulated(gradient, parts)
     (loss, ((out, of_stream), metrics)), grads = gradient(
         state.params, (stream, cotangent), targets, rng
     )
@@ -210,8 +214,12 @@ def _passed(block, extra, params, stream, targets, rng, share=None):
     if block.enter is not None:
         stream = block.enter(params, stream, jax.random.fold_in(forward_rng, _ENTER))
     with jax.named_scope("forward"):
-        out = block.forward(params, stream, forward_rng)
-    read = out if share is None else _shared(out, share)
+        if block.split is None:
+            read = out = block.forward(params, stream, forward_rng)
+        else:
+            read, out = block.split(params, stream, forward_rng)
+    if share is not None:
+        read = shared(read, share)
     with jax.named_scope("local_loss"):
         loss, metrics = block.loss(params, read, targets, loss_rng)
     if block.couple is not None:
@@ -229,7 +237,7 @@ def _passed(block, extra, params, stream, targets, rng, share=None):
     return loss, out, metrics
 
 
-def _shared(stream, share):
+def shared(stream: PyTree, share: jax.Array | float) -> PyTree:
     """Returns the same numbers, through which a share of the gradient passes."""
     numbers, rebuilt = _numbers(stream)
 
@@ -273,6 +281,9 @@ def with_stem(block: Block, stem: Callable[[PyTree, PyTree, jax.Array], PyTree])
     def forward(params, stream, rng):
         return block.forward(params[1], stream, rng)
 
+    def split(params, stream, rng):
+        return block.split(params[1], stream, rng)
+
     def loss(params, stream, targets, rng):
         return block.loss(params[1], stream, targets, rng)
 
@@ -302,6 +313,7 @@ def with_stem(block: Block, stem: Callable[[PyTree, PyTree, jax.Array], PyTree])
         block,
         enter=enter,
         forward=forward,
+        split=block.split and split,
         loss=loss,
         couple=block.couple and couple,
         leave=block.leave and leave,
@@ -361,39 +373,3 @@ def with_extra(params: PyTree, extra: PyTree) -> PyTree:
     if isinstance(params, tuple) and isinstance(extra, tuple):
         return tuple(map(with_extra, params, extra))
     return params if extra is None else {**params, **extra}
-
-
-def _accumulated(gradient, microbatches):
-    """Returns `gradient` as a loop over microbatches: the means of losses, metrics and gradients, and the whole stream.
-
-    Microbatch i takes every image whose index is i modulo their number: so a batch that is split over devices needs no
-    transfers, as each device's images fall evenly into all microbatches.
-    """
-
-    def whole(params, stream, targets, rng):
-        cut = jax.tree.map(
-            lambda leaf: leaf.reshape(-1, microbatches, *leaf.shape[1:]), (stream, targets)
-        )
-
-        def part(i):
-            stream, targets = jax.tree.map(
-                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, axis=1, keepdims=False), cut
-            )
-            ((loss, (out, metrics)), grads) = gradient(
-                params, stream, targets, jax.random.fold_in(rng, i)
-            )
-            return (loss, metrics, grads), out
-
-        def body(total, i):
-            value, out = part(i)
-            return jax.tree.map(jnp.add, total, value), out
-
-        zeros = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part, 0)[0]
-        )
-        total, outs = jax.lax.scan(body, zeros, jnp.arange(microbatches))
-        loss, metrics, grads = jax.tree.map(lambda leaf: leaf / microbatches, total)
-        out = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), outs)
-        return (loss, (out, metrics)), grads
-
-    return whole

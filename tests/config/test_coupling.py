@@ -94,6 +94,22 @@ def resolved(**overrides):
             r"and hybrid.share=0.1 needs later blocks",
         ),
         (
+            {"overlap.alternate": True},
+            r"model.depth=4 in blocks=4 gives each 1 layers; set overlap.alternate=False, or blocks",
+        ),
+        (
+            {"overlap.alternate": True, "blocks": 2, "hybrid.every": 2},
+            r"overlap.alternate=True and hybrid.every=2 are two ways",
+        ),
+        (
+            {"overlap.alternate": True, "blocks": 2, "objective": "byol"},
+            r"objective=byol keeps an average of each whole block; set overlap.alternate=False",
+        ),
+        (
+            {"overlap.alternate": True, "strategy": "pipelined", "blocks": 2},
+            r"overlap.alternate=True: under strategy=pipelined .*; set strategy=blockwise",
+        ),
+        (
             {"schedule": "sequential", "overlap.window": 2},
             r"and overlap.window=2 needs later blocks",
         ),
@@ -116,7 +132,7 @@ def test_nothing_is_coupled_unless_it_is_asked_for():
 
 @pytest.mark.parametrize("name", COUPLINGS)
 def test_a_named_coupling_is_one_that_can_be_had(name):
-    config = vary(tiny_config(), f"blockwise+{name}")
+    config = vary(tiny_config(**{"model.depth": 8}), f"blockwise+{name}")  # halves need two layers
     assert len(couplings(config_lib.resolve(config, devices=1, platform="cpu"))) == 1
 
 

@@ -217,3 +217,58 @@ def test_microbatches_average_gradients():
         (whole.stem.params, whole.blocks.params),
         (parts.stem.params, parts.blocks.params),
     )
+
+
+def halves_of(params):
+    lower, upper = params["w"][:1], params["w"][1:]
+    return {**params, "w": lower}, {**params, "w": upper}
+
+
+def deep_forward(params, stream, rng):
+    for w in params["w"]:
+        stream = forward({"w": w}, stream, rng)
+    return stream
+
+
+def test_boundaries_in_the_middle_of_blocks():
+    """Each loss trains the lower half of its block and the upper half of the one below; the last one also its own."""
+    block = Block(deep_forward, loss, optax.sgd(RATE), couple=couple, leave=leave)
+    w = jax.random.normal(jax.random.key(0), (BLOCKS, 2, WIDTH, WIDTH)) / 2
+    head = jax.random.normal(jax.random.key(1), (BLOCKS, WIDTH, WIDTH)) / 2
+    state = init_state(optax.sgd(RATE), {"w": w, "head": head}, {"gain": jnp.full((1, WIDTH), 0.7)})
+    made = backpropagated(
+        [block] * BLOCKS, stem=stem, prepare=prepare, every_loss=True, halves=halves_of
+    )
+    new, _ = jax.jit(made)(state, BATCHES[0], KEY)
+
+    def key(index):
+        return jax.random.fold_in(jax.random.fold_in(KEY, 0), index)
+
+    stop = jax.lax.stop_gradient
+
+    def total(stem_params, params):
+        inputs, targets = prepare(key(0), BATCHES[0])
+        tokens = stem(stem_params, inputs, None)["tokens"]
+        sent, value = jnp.zeros_like(tokens), 0.0
+        for index in range(BLOCKS):
+            forward_rng, loss_rng = jax.random.split(key(index + 1))
+            lower, upper = params["w"][index]
+            middle = forward({"w": lower}, {"tokens": tokens}, forward_rng)["tokens"]
+            is_last = index == BLOCKS - 1
+            upper_rng = jax.random.fold_in(forward_rng, 1)
+            below = middle if is_last else stop(middle)
+            tokens = forward({"w": upper}, {"tokens": below}, upper_rng)["tokens"]
+            read = tokens if is_last else middle
+            own = {"head": params["head"][index]}
+            value += loss(own, {"tokens": read}, targets, loss_rng)[0]
+            value += 0.1 * jnp.mean(stop(sent) * read)
+            sent = stop(tokens)
+        return value
+
+    expected = jax.grad(total, argnums=(0, 1))(state.stem.params, state.blocks.params)
+    old = state.stem.params, state.blocks.params
+    moved = jax.tree.map(lambda a, b: (a - b) / RATE, old, (new.stem.params, new.blocks.params))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6), moved, expected
+    )
+    assert all(np.abs(part).max() > 1e-4 for half in moved[1]["w"] for part in half)

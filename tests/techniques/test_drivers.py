@@ -19,6 +19,13 @@ COUPLINGS = {
     "hybrid_every_loss": {"hybrid.every": 1, "hybrid.losses": "every"},
     "hybrid_share": {"hybrid.share": 0.9},
     "window": {"overlap.window": 2},
+    "alternate": {"overlap.alternate": True, "model.depth": 6},
+    "alternate_ladder": {
+        "overlap.alternate": True,
+        "model.depth": 6,
+        "distillation.weight": 0.5,
+        "cross_block.blocks": 1,
+    },
     "shared": {"head.shared": True},
     "sequential": {"schedule": "sequential"},
     "window_hybrid": {"overlap.window": 2, "hybrid.every": 2},
@@ -40,7 +47,7 @@ COUPLINGS = {
 
 @functools.cache
 def on_one_device(name, objective="mae"):
-    return train(learner_of(objective, **THREE, **COUPLINGS[name]), (1, 1, 1))
+    return train(learner_of(objective, **{**THREE, **COUPLINGS[name]}), (1, 1, 1))
 
 
 @pytest.mark.slow
@@ -51,6 +58,7 @@ def on_one_device(name, objective="mae"):
         *((name, "mae", "blockwise", (2, 2, 1)) for name in COUPLINGS),
         ("hybrid", "byol", "streamed", (1, 1, 1)),
         ("window", "simclr", "streamed", (2, 1, 1)),
+        ("alternate", "rotation", "streamed", (2, 1, 1)),
         ("shared", "beit", "streamed", (1, 1, 1)),
         ("sequential", "moco", "streamed", (1, 1, 1)),
         ("sequential", "rotation", "streamed", (2, 1, 1)),
@@ -59,7 +67,7 @@ def on_one_device(name, objective="mae"):
 )
 def test_strategies_and_meshes_agree(name, objective, strategy, shape):
     losses, state = on_one_device(name, objective)
-    learner = learner_of(objective, **THREE, **COUPLINGS[name], strategy=strategy)
+    learner = learner_of(objective, **{**THREE, **COUPLINGS[name]}, strategy=strategy)
     got, other = train(learner, shape)
     np.testing.assert_allclose(got, losses, rtol=3e-4)
     jax.tree.map(
