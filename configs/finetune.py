@@ -12,8 +12,8 @@ Measured on the embedded data, all 4,000 labels, mean of seeds 0, 1 and 2: 0.886
 end-to-end twin, 0.465 from random numbers; 6 minutes on one core. With a tenth of the labels (data.fraction=0.1,
 steps=300) 0.740, 0.604 and 0.245.
 
---config configs/finetune.py:steps=300 sets the length where nothing else can, as in python -m blockjax.compare
---finetune.
+--config configs/finetune.py:steps=300,rate=4e-3,shift=0 sets the length, the base learning rate and the largest shift
+where nothing else can, as in python -m blockjax.compare --finetune.
 
 --config configs/finetune.py:recipe=mae is MAE's recipe for ViT-B on ImageNet. Source: facebookresearch/mae, FINETUNE.md
 (arXiv 2111.06377, table 9, has 1e-3, layer decay 0.75 and no erasing) and main_finetune.py: AdamW (0.9, 0.999), base
@@ -29,7 +29,7 @@ from blockjax.config import default_config, parse_argument
 
 def get_config(argument=None):
     """Returns the config of a fine-tuning; the model is the backbone's."""
-    given = parse_argument(argument, recipe="small", steps=0)
+    given = parse_argument(argument, recipe="small", steps=0, rate=0.0, shift=-1)
     recipe = given["recipe"]
     if recipe not in ("small", "mae"):
         raise ValueError(f"config argument recipe={recipe} is unknown; it may be small or mae")
@@ -48,20 +48,24 @@ def get_config(argument=None):
     config.probe.pool = 1
     if recipe == "mae":
         config.batch_size = 1024
-        config.epochs = 100
+        if given["steps"]:
+            config.steps = given["steps"]
+        else:
+            config.epochs = 100
         config.data.source = "tfds:imagenet2012"
         config.data.test_split = "validation"
-        config.data.crop_scale = (0.08, 1.0)
+        config.data.crop_scale, config.data.shift = (0.08, 1.0), max(given["shift"], 0)
         config.data.workers = 8
         config.classifier.mixup, config.classifier.cutmix = 0.8, 1.0
         config.classifier.erase = 0.25
-        config.optimizer.base_learning_rate = 5e-4
+        config.optimizer.base_learning_rate = given["rate"] or 5e-4
         config.optimizer.layer_decay = 0.65
         return config
     config.batch_size = 64
     config.steps = given["steps"] or 800
     # Digits must not be mirrored, and a crop would cut them.
-    config.data.flip, config.data.crop_scale, config.data.shift = False, (1.0, 1.0), 3
-    config.optimizer.base_learning_rate = 1.6e-2  # 4e-3 at this batch
+    config.data.flip, config.data.crop_scale = False, (1.0, 1.0)
+    config.data.shift = 3 if given["shift"] < 0 else given["shift"]
+    config.optimizer.base_learning_rate = given["rate"] or 1.6e-2  # 4e-3 at this batch
     config.optimizer.layer_decay = 0.75
     return config
