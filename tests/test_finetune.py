@@ -149,6 +149,19 @@ def test_backbones_that_do_not_fit(pretrained, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["blockwise", "end_to_end", "streamed"])
+def test_pretraining_goes_on_above_frozen_blocks(pretrained, tmp_path, strategy):
+    workdir, _ = pretrained
+    kernel = open_run(workdir).params["layers"]["mlp"]["Dense_0"]["kernel"].reshape(4, 32, 128)
+    fields = {"objective": "mae", "strategy": strategy, "steps": 1, "tune_blocks": 1}
+    config = config_of(pretrained, **fields, **{"optimizer.warmup_steps": 0})
+    Training(config, tmp_path / "more").run()
+    found = open_run(tmp_path / "more").weights().params["layers"]["mlp"]["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(found[:3], kernel[:3])
+    assert np.abs(found[3] - kernel[3]).max() > 1e-6
+
+
+@pytest.mark.slow
 def test_other_image_sizes(pretrained, tmp_path):
     """Positions are those between the old ones, which a classifier alone leaves as they are."""
     config = config_of(pretrained, steps=1, tune_blocks=0, **{"model.image_size": 48})

@@ -64,7 +64,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.backbone = config_dict.placeholder(str)
     config.depth_blocks = config_dict.placeholder(int)  # the first so many blocks of that run
     config.from_scratch = False  # random numbers all the same, in an encoder of the same size
-    # Of classification: the last so many blocks learn, 0 for heads only; default: all.
+    # The last so many blocks learn, 0 for heads only; default: all.
     config.tune_blocks = config_dict.placeholder(int)
 
     config.model = model = ml_collections.ConfigDict()

@@ -177,9 +177,15 @@ def _check_data(config):
             f"data.shift {config.data.shift} moves images of {config.model.image_size} pixels out of the picture; it "
             f"must be below model.image_size"
         )
-    if config.tune_blocks is not None and config.objective != "classification":
+    tuned, is_labelled = config.tune_blocks, config.objective == "classification"
+    if tuned is not None and not is_labelled and config.backbone is None:
         raise ValueError(
-            f"tune_blocks={config.tune_blocks} is of objective=classification, not of {config.objective}"
+            f"tune_blocks={tuned} freezes blocks, and without a backbone those hold random numbers; set backbone, or "
+            "leave tune_blocks out"
+        )
+    if tuned is not None and not 0 <= tuned <= config.blocks:
+        raise ValueError(
+            f"tune_blocks {tuned}: the encoder has {config.blocks} blocks; give 0 (heads only) to {config.blocks}"
         )
 
 

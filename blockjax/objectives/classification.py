@@ -95,19 +95,6 @@ class Classification(Objective):
             erase=group.erase,
         )
 
-    @staticmethod
-    def check(config: ml_collections.ConfigDict) -> None:
-        """Checks a config that is fully resolved, not yet checked by the objective.
-
-        Raises:
-          ValueError: blocks to tune that are not there.
-        """
-        if config.tune_blocks is not None and not 0 <= config.tune_blocks <= config.blocks:
-            raise ValueError(
-                f"tune_blocks {config.tune_blocks}: the encoder has {config.blocks} blocks; give 0 (heads only) to "
-                f"{config.blocks}"
-            )
-
     def init_head(self, rng: jax.Array) -> PyTree:
         """Returns one block's head parameters, float32."""
         return _Head(self.classes).init(rng, jnp.zeros((1, 2, self.width)))["params"]

@@ -98,7 +98,7 @@ class Run:
         head, decoder = {}, None
         if rows == backbone.blocks or blocks == backbone.blocks:
             row = blocks - 1 if rows == backbone.blocks else 0
-            head = jax.tree.map(lambda leaf: np.asarray(leaf[row]), params["heads"])
+            head = jax.tree.map(lambda leaf: np.asarray(leaf)[row], params["heads"])
             decoder = self.learner.objective.decoder
         norm = head_norm(head) or _plain_norm(vit.width)
         if not isinstance(decoder, SelfAttentionDecoder):
