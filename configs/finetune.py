@@ -29,7 +29,7 @@ from blockjax.config import default_config, parse_argument
 
 def get_config(argument=None):
     """Returns the config of a fine-tuning; the model is the backbone's."""
-    given = parse_argument(argument, recipe="small", steps=0, rate=0.0, shift=-1)
+    given = parse_argument(argument, recipe="small", steps=0, rate=0.0, shift=-1, pool=1)
     recipe = given["recipe"]
     if recipe not in ("small", "mae"):
         raise ValueError(f"config argument recipe={recipe} is unknown; it may be small or mae")
@@ -46,6 +46,7 @@ def get_config(argument=None):
     config.log.monitor_every = 0
     config.log.every = 10
     config.probe.pool = 1
+    config.classifier.pool = given["pool"]
     if recipe == "mae":
         config.batch_size = 1024
         if given["steps"]:

@@ -133,11 +133,15 @@ def _check_loops(config):
             f"head.shared=True and {crossing[0]}: the loop that goes back through the blocks has a head for each; set "
             "head.shared=False"
         )
+    if config.head.shared:
+        _check_no_average(config, "head.shared", "head")
+
+
+def _check_no_average(config, field, of):
     task = TASKS[config.objective]
-    if config.head.shared and (task.begin is not None or task.finish is not None):
+    if task.begin is not None or task.finish is not None:
         raise ValueError(
-            f"head.shared=True: objective={config.objective} keeps an average of each block's head; set "
-            "head.shared=False"
+            f"{field}=True: objective={config.objective} keeps an average of each block's {of}; set {field}=False"
         )
 
 
@@ -154,12 +158,7 @@ def _check_alternate(config):
         raise ValueError(
             f"overlap.alternate=True and {others[0]} are two ways to cross boundaries; set one of them only"
         )
-    task = TASKS[config.objective]
-    if task.begin is not None or task.finish is not None:
-        raise ValueError(
-            f"overlap.alternate=True: objective={config.objective} keeps an average of each whole block; set "
-            "overlap.alternate=False"
-        )
+    _check_no_average(config, "overlap.alternate", "layers")
 
 
 def _check_sequential(config):

@@ -137,6 +137,7 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.classifier = classifier = ml_collections.ConfigDict()  # of classification
     classifier.classes = config_dict.placeholder(int)  # default: those of the data
+    classifier.pool = 1  # the head reads the means over a pool x pool grid; 1: the mean of all
     classifier.drop_path = 0.0  # rises to this with the layers; under blockwise the same in all
     classifier.label_smoothing = 0.0
     classifier.mixup = 0.0  # alpha; 0: none

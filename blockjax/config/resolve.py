@@ -232,11 +232,14 @@ def _check_layers(config):
             f"it may be one of {divisors(layers)}"
         )
     grid = model.image_size // model.patch_size
-    if grid % config.probe.pool:
-        raise ValueError(
-            f"probe.pool {config.probe.pool} does not divide the {grid} x {grid} grid of patches; "
-            f"it may be one of {divisors(grid)}"
-        )
+    for name, pool in (
+        ("probe.pool", config.probe.pool),
+        ("classifier.pool", config.classifier.pool),
+    ):
+        if grid % pool:
+            raise ValueError(
+                f"{name} {pool} does not divide the {grid} x {grid} grid of patches; it may be one of {divisors(grid)}"
+            )
     if config.strategy == "end_to_end" and config.mask.schedule != "constant":
         raise ValueError(
             f"mask.schedule {config.mask.schedule!r} drops tokens between blocks, and end_to_end has one block; "

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from blockjax.models.heads import Readout
+from blockjax.models.heads import Readout, over_cells
 from blockjax.models.vit import ViT, layer_norm
 from blockjax.sharding.memory_spaces import to_device
 
@@ -124,9 +124,7 @@ class Backbone:
         if readout == "cls":
             return tokens[:, 0]
         pool = pool if readout == "grid" else 1
-        (rows, columns), width = self.vit.grid, tokens.shape[-1]
-        cells = tokens[:, 1:].reshape(-1, pool, rows // pool, pool, columns // pool, width)
-        return cells.mean(axis=(2, 4)).reshape(len(tokens), -1)
+        return over_cells(tokens[:, 1:], self.vit.grid, pool).reshape(len(tokens), -1)
 
     def own(self, head: PyTree, tokens_BTD: jax.Array) -> jax.Array:
         """Returns what a head makes of whole images before it comes to its task, [B, F] float32.

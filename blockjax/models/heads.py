@@ -54,6 +54,19 @@ class BatchNorm(nn.Module):
         return x
 
 
+def over_cells(patches_BTD: jax.Array, grid: tuple[int, int], pool: int) -> jax.Array:
+    """Returns the means of an image's patches over the cells of a pool x pool grid, [B, pool², D].
+
+    Args:
+      patches_BTD: tokens of the patches, row by row.
+      grid: rows and columns of patches; `pool` divides both.
+      pool: cells a side; 1 is the mean of all.
+    """
+    (rows, columns), width = grid, patches_BTD.shape[-1]
+    cells = patches_BTD.reshape(-1, pool, rows // pool, pool, columns // pool, width)
+    return cells.mean(axis=(2, 4)).reshape(-1, pool * pool, width)
+
+
 class Readout(nn.Module):
     """One vector per image from a block's tokens, CLS first: [..., T, D] to [..., F] float32.
 

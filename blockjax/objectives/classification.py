@@ -12,6 +12,7 @@ import optax
 from flax import linen as nn
 
 from blockjax.checks import Bound
+from blockjax.models.heads import over_cells
 from blockjax.models.patches import CHANNEL_MEAN, CHANNEL_STD, patchify
 from blockjax.models.vit import ViT, layer_norm
 from blockjax.objectives.objective import Objective
@@ -23,16 +24,22 @@ _ERASED_AREA, _ERASED_ASPECT = (0.02, 1 / 3), math.log(1 / 0.3)
 
 
 class _Head(nn.Module):
-    """The mean of the patches' tokens, a LayerNorm and a dense layer that starts at almost nothing, as in MAE."""
+    """The mean of the patches' tokens, a LayerNorm and a dense layer that starts at almost nothing, as in MAE.
+
+    With `pool` above 1 there is a mean for each cell of a grid, and the dense layer reads all of them.
+    """
 
     classes: int
+    grid: tuple[int, int]
+    pool: int
 
     @nn.compact
     def __call__(self, tokens_BTD: jax.Array) -> jax.Array:
-        pooled_BD = tokens_BTD[:, 1:].astype(jnp.float32).mean(axis=1)
-        pooled_BD = layer_norm(jnp.float32, "pooled_norm")(pooled_BD)
+        pooled_BCD = over_cells(tokens_BTD[:, 1:].astype(jnp.float32), self.grid, self.pool)
+        pooled_BCD = layer_norm(jnp.float32, "pooled_norm")(pooled_BCD)
         start = nn.initializers.truncated_normal(2e-5)
-        return nn.Dense(self.classes, kernel_init=start, name="classes")(pooled_BD)
+        flat_BF = pooled_BCD.reshape(len(pooled_BCD), -1)
+        return nn.Dense(self.classes, kernel_init=start, name="classes")(flat_BF)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +50,9 @@ class Classification(Objective):
       patch_size: side of a patch in pixels.
       width: the encoder's width.
       classes: how many there are.
+      grid: rows and columns of patches.
+      pool: cells a side of the grid over which the patches' tokens are averaged; 1 is the mean of all, which does not
+        say where anything is.
       frozen: layers at the start of each block that get no gradient; above 0, nor does the stem.
       drop_path: greatest share of images for which a branch of a layer is left out (arXiv 1603.09382).
       rises: whether that share rises from 0 at the first layer; else it is the same everywhere.
@@ -56,6 +66,8 @@ class Classification(Objective):
     patch_size: int
     width: int
     classes: int
+    grid: tuple[int, int]
+    pool: int = 1
     frozen: int = 0
     drop_path: float = 0.0
     rises: bool = True
@@ -67,6 +79,7 @@ class Classification(Objective):
     takes_labels: ClassVar[bool] = True
     bounds: ClassVar[dict[str, Bound]] = {
         "classifier.classes": Bound(1, 2**24),
+        "classifier.pool": Bound(1, 2**16),
         "classifier.drop_path": Bound(0, 1, below=True),
         "classifier.label_smoothing": Bound(0, 1, below=True),
         "classifier.erase": Bound(0, 1, below=True),
@@ -86,6 +99,8 @@ class Classification(Objective):
             patch_size=vit.patch_size,
             width=vit.width,
             classes=group.classes,
+            grid=vit.grid,
+            pool=group.pool,
             frozen=(config.blocks - tuned) * (vit.depth // config.blocks) if whole else 0,
             drop_path=group.drop_path,
             rises=whole,
@@ -97,7 +112,12 @@ class Classification(Objective):
 
     def init_head(self, rng: jax.Array) -> PyTree:
         """Returns one block's head parameters, float32."""
-        return _Head(self.classes).init(rng, jnp.zeros((1, 2, self.width)))["params"]
+        rows, columns = self.grid
+        tokens = jnp.zeros((1, 1 + rows * columns, self.width))
+        return self._head().init(rng, tokens)["params"]
+
+    def _head(self):
+        return _Head(self.classes, self.grid, self.pool)
 
     def prepare(self, rng: jax.Array, batch: dict[str, jax.Array]) -> tuple[PyTree, PyTree]:
         """Mixes and erases images.
@@ -150,7 +170,7 @@ class Classification(Objective):
 
     def logits(self, head: PyTree, tokens_BTD: jax.Array) -> jax.Array:
         """Returns a block's logits, [B, classes] float32."""
-        return _Head(self.classes).apply({"params": head}, tokens_BTD)
+        return self._head().apply({"params": head}, tokens_BTD)
 
     def loss(
         self, head: PyTree, stream: jax.Array, targets: PyTree, rng: jax.Array

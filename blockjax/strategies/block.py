@@ -238,7 +238,7 @@ def _passed(block, extra, params, stream, targets, rng, share=None):
 
 
 def shared(stream: PyTree, share: jax.Array | float) -> PyTree:
-    """Returns the same numbers, through which a share of the gradient passes."""
+    """Returns the same stream, through which a share (0 to 1) of the gradient passes."""
     numbers, rebuilt = _numbers(stream)
 
     def partly(part):

@@ -7,10 +7,18 @@ import jax.numpy as jnp
 
 
 def accumulated(gradient: Callable, microbatches: int) -> Callable:
-    """Returns `gradient` as a loop over microbatches: the means of losses, metrics and gradients, and the whole stream.
+    """Returns `gradient` as a loop over microbatches.
 
     Microbatch i takes every image whose index is i modulo their number: so a batch that is split over devices needs no
     transfers, as each device's images fall evenly into all microbatches.
+
+    Args:
+      gradient: `(params, stream, targets, rng) -> ((loss, (out, metrics)), grads)`; the leading axis of every array of
+        `stream`, `targets` and `out` is the batch.
+      microbatches: their number, by which the batch can be divided.
+
+    Returns:
+      The same function: the means of losses, metrics and gradients over microbatches, and `out` of the whole batch.
     """
 
     def whole(params, stream, targets, rng):

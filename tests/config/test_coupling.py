@@ -103,7 +103,7 @@ def resolved(**overrides):
         ),
         (
             {"overlap.alternate": True, "blocks": 2, "objective": "byol"},
-            r"objective=byol keeps an average of each whole block; set overlap.alternate=False",
+            r"objective=byol keeps an average of each block's layers; set overlap.alternate=False",
         ),
         (
             {"overlap.alternate": True, "strategy": "pipelined", "blocks": 2},

@@ -65,6 +65,7 @@ BAD = {
     "unroll": ({"model.unroll": 2}, r"model.unroll 2 does not divide the 1 layers"),
     "crop": ({"data.crop_scale": (0.0, 1.0)}, r"data.crop_scale must be two areas"),
     "pool": ({"probe.pool": 3}, r"probe.pool 3 does not divide the 4 x 4 grid"),
+    "cells": ({"classifier.pool": 3}, r"classifier.pool 3 does not divide the 4 x 4 grid"),
     "streamed_schedule": (
         {"mask.schedule": "linear:0.9", "strategy": "streamed"},
         r"drops tokens between blocks, and streamed runs all blocks in one loop",

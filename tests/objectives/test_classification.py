@@ -17,7 +17,7 @@ FIELDS = {"objective": "classification", "mask.ratio": None, "classifier.classes
 
 
 def task(**fields):
-    return Classification(patch_size=8, width=32, classes=4, **fields)
+    return Classification(patch_size=8, width=32, classes=4, **{"grid": (4, 4), **fields})
 
 
 def batch(count=8):
@@ -126,6 +126,23 @@ def test_logits_are_of_the_patches_tokens():
     assert not np.allclose(
         objective.logits(head, tokens.at[:, 1].multiply(-3.0)), logits, atol=1e-3
     )
+
+
+def test_a_head_that_reads_cells_knows_where_things_are():
+    """Each cell's mean after the LayerNorm, row by row of a grid that is wider than high."""
+    objective = task(grid=(4, 8), pool=2)
+    head = objective.init_head(jax.random.key(0))
+    assert head["classes"]["kernel"].shape == (4 * 32, 4)
+    kernel = jax.random.normal(jax.random.key(1), (4 * 32, 4))
+    head = {**head, "classes": {**head["classes"], "kernel": kernel}}
+    tokens = jax.random.normal(jax.random.key(2), (2, 33, 32))
+    expected = 0.0
+    for index, (row, column) in enumerate(((0, 0), (0, 4), (2, 0), (2, 4))):
+        places = [1 + 8 * i + j for i in (row, row + 1) for j in range(column, column + 4)]
+        mean = np.asarray(tokens, np.float64)[:, places].mean(axis=1)
+        mean = (mean - mean.mean(-1, keepdims=True)) / mean.std(-1, keepdims=True)
+        expected = expected + mean @ np.asarray(kernel)[32 * index : 32 * (index + 1)]
+    np.testing.assert_allclose(objective.logits(head, tokens), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("remat", ["none", "layer"])

@@ -10,6 +10,7 @@ import pytest
 from blockjax.learner.placement import Placement
 from blockjax.memory.profiles import compile_step
 from blockjax.sharding.mesh import make_mesh
+from blockjax.strategies import block_key
 from tests.objectives.test_local_losses import learner_of, start_of, train
 from tests.tiny import STEPS, images
 
@@ -187,6 +188,29 @@ def test_hybrid_takes_the_other_program_when_it_should():
         for fields in ({}, {"hybrid.every": 1})
     ]
     np.testing.assert_allclose(profile.flops, 0.75 * parts[0] + 0.25 * parts[1], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_shifted_boundaries_cut_each_block_in_the_middle():
+    """The last head reads all layers in their order, wherever boundaries lie; the others read a layer less."""
+    fields = {**THREE, **COUPLINGS["alternate"]}
+    learner = learner_of("mae", **fields)
+    assert [learner.takes_other(step) for step in range(4)] == [False, True, False, True]
+    state, batch, key = start_of(learner), {"image": images()}, jax.random.key(1)
+    one, other = (
+        jax.jit(step)(state, batch, key)[1]["loss"]
+        for step in (learner.train_step, learner.other_step)
+    )
+    np.testing.assert_allclose(other[2], one[2], rtol=1e-5)
+    vit, params = learner.vit, state.blocks.params
+    inputs, targets = learner.objective.prepare(block_key(key, 0, 0), batch)
+    first = jax.tree.map(lambda leaf: leaf[0], params)
+    tokens = vit.layers(
+        jax.tree.map(lambda leaf: leaf[:1], first["layers"]), vit.stem(state.stem.params, inputs)
+    )
+    expected, _ = learner.objective.loss(first["head"], tokens, targets, None)
+    np.testing.assert_allclose(other[0], expected, rtol=1e-5)
+    assert abs(other[0] - one[0]) > 1e-4
 
 
 @pytest.mark.slow

@@ -1,9 +1,15 @@
 """Composes scenes: sixteen digits on a photo, derived from one symbol by a grammar; the label is that symbol."""
 
 import numpy as np
-from PIL import Image
 
-from blockjax.data.embedded.compose import TRAIN_COUNT, read_digits, read_photos
+from blockjax.data.embedded.compose import (
+    CROP,
+    TRAIN_COUNT,
+    background,
+    read_digits,
+    read_photos,
+    resized,
+)
 
 IMAGE_SIZE = 32
 CELL = 8  # side of a digit in pixels
@@ -13,7 +19,6 @@ LEVELS = 4
 PRODUCTIONS = 2  # of every symbol
 
 _MARGIN = 3  # pixels around the digits that are cut off before they shrink
-_CROP = (24, 64)  # side of the photo's crop
 _DIM = 0.3  # of the photo's brightness
 
 
@@ -32,7 +37,7 @@ def compose_scenes() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
     digits_BHW, classes_B = read_digits()
     digits_BHW = np.stack(
-        [_resized(digit[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN], CELL) for digit in digits_BHW]
+        [resized(digit[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN], CELL) for digit in digits_BHW]
     )
     photos = read_photos()
     rng = np.random.RandomState(1)
@@ -53,8 +58,9 @@ def compose_scenes() -> dict[str, tuple[np.ndarray, np.ndarray]]:
             rows, columns = classes.shape
             cells = cells.reshape(rows, columns, CELL, CELL).transpose(0, 2, 1, 3)
             digits_HW = cells.reshape(IMAGE_SIZE, IMAGE_SIZE).astype(np.int16)
-            photo_HWC = _background(rng, photos, is_train).astype(np.int16)
-            images_BHWC[i] = np.abs(photo_HWC - digits_HW[:, :, None])
+            photo_HWC = background(rng, photos, CROP, IMAGE_SIZE, is_train=is_train)
+            dimmed_HWC = (_DIM * photo_HWC).astype(np.int16)
+            images_BHWC[i] = np.abs(dimmed_HWC - digits_HW[:, :, None])
         found[part] = images_BHWC, labels
     return found
 
@@ -83,19 +89,3 @@ def derive(rng: np.random.RandomState, rules: np.ndarray, symbol: int) -> np.nda
 def place(symbols: np.ndarray) -> np.ndarray:
     """Returns the 16 symbols in rows and columns, [4, 4]: halves lie upon one another, quarters side by side, etc."""
     return symbols.reshape(2, 2, 2, 2).transpose(0, 2, 1, 3).reshape(4, 4)
-
-
-def _background(rng, photos, is_train):
-    """Returns a dimmed crop of one photo, uint8 [32, 32, 3]."""
-    photo_HWC = photos[rng.randint(len(photos))]
-    height, width, _ = photo_HWC.shape
-    low, high = (0, int(0.60 * width)) if is_train else (int(0.65 * width), width)
-    side = rng.randint(_CROP[0], _CROP[1] + 1)
-    top = rng.randint(height - side + 1)
-    left = low + rng.randint(high - low - side + 1)
-    crop_HWC = _resized(photo_HWC[top : top + side, left : left + side], IMAGE_SIZE)
-    return (_DIM * crop_HWC).astype(np.uint8)
-
-
-def _resized(image, side):
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
