@@ -48,7 +48,12 @@ COUPLINGS = {
 
 @functools.cache
 def on_one_device(name, objective="mae"):
-    return train(learner_of(objective, **{**THREE, **COUPLINGS[name]}), (1, 1, 1))
+    return trained(learner_of(objective, **{**THREE, **COUPLINGS[name]}), name, (1, 1, 1))
+
+
+def trained(learner, name, shape):
+    # All of a sequential run, in which every block has its turn.
+    return train(learner, shape, STEPS if "sequential" in name else 3)
 
 
 @pytest.mark.slow
@@ -69,7 +74,7 @@ def on_one_device(name, objective="mae"):
 def test_strategies_and_meshes_agree(name, objective, strategy, shape):
     losses, state = on_one_device(name, objective)
     learner = learner_of(objective, **{**THREE, **COUPLINGS[name]}, strategy=strategy)
-    got, other = train(learner, shape)
+    got, other = trained(learner, name, shape)
     np.testing.assert_allclose(got, losses, rtol=3e-4)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3),
@@ -84,7 +89,7 @@ def test_strategies_and_meshes_agree(name, objective, strategy, shape):
 )
 def test_activations_in_bfloat16(name):
     fields = {**THREE, **COUPLINGS[name], "dtype": "bfloat16"}
-    losses, _ = train(learner_of("mae", **fields), (1, 1, 1))
+    losses, _ = trained(learner_of("mae", **fields), name, (1, 1, 1))
     expected, _ = on_one_device(name)
     there = np.isfinite(expected)
     assert (np.isfinite(losses) == there).all()
