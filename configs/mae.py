@@ -1,4 +1,4 @@
-"""MAE as small as the recipes of the other objectives, to compare it with them; configs/quickstart.py is tuned longer.
+"""MAE as small as the recipes of the other objectives, to compare it with them; configs/digits.py is tuned longer.
 
     python -m blockjax.main --config configs/mae.py --workdir runs/mae
 
@@ -33,7 +33,7 @@ def get_config(argument=None):
         weight_decay=0.05,
         b2=0.95,
     )
-    if config.model.image_size <= 64:  # as in the quickstart
+    if config.model.image_size <= 64:  # as in configs/digits.py
         config.mask.ratio = 0.625
         config.decoder.width = 64
         config.decoder.fraction = 0.5

@@ -146,12 +146,15 @@ def test_a_model_that_cannot_be_read_is_named():
         load_config(f"{CONFIGS}/simclr.py:model=huge")
 
 
-@pytest.mark.parametrize("recipe, rate, shift", [("small", 1.6e-2, 3), ("mae", 5e-4, 0)])
+@pytest.mark.parametrize(
+    "recipe, rate, shift", [("quickstart", 1.6e-2, 0), ("digits", 1.6e-2, 3), ("mae", 5e-4, 0)]
+)
 def test_fine_tuning_takes_its_rate_and_shift_from_the_command(recipe, rate, shift):
     config = load_config(f"{CONFIGS}/finetune.py:recipe={recipe}")
     assert (config.optimizer.base_learning_rate, config.data.shift) == (rate, shift)
-    config = load_config(f"{CONFIGS}/finetune.py:recipe={recipe},rate=1e-3,shift=1,steps=7")
+    config = load_config(f"{CONFIGS}/finetune.py:recipe={recipe},rate=1e-3,shift=1,steps=7,pool=2")
     assert (config.optimizer.base_learning_rate, config.data.shift) == (1e-3, 1)
+    assert config.classifier.pool == 2
     assert (config.steps, config.epochs) == (7, None)
     none = load_config(f"{CONFIGS}/finetune.py:recipe={recipe},shift=0")
     assert none.data.shift == 0

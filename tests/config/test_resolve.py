@@ -190,6 +190,7 @@ def test_arguments_of_config_files():
     ("file", "argument"),
     [
         ("quickstart", None),
+        ("digits", None),
         ("bim", None),
         ("bim", "model=l16,strategy=end_to_end,decoder=self_attention,data=embedded,batch=64"),
         ("bim", "model=ti4,size=32,data=embedded,blocks=6"),

@@ -54,7 +54,7 @@ def two_processes(workdir, **fields):
     processes = [
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "blockjax.main", "--config", "configs/quickstart.py"),
+                *(sys.executable, "-m", "blockjax.main", "--config", "configs/digits.py"),
                 *("--workdir", str(workdir), f"--coordinator=127.0.0.1:{port}"),
                 *("--process_count=2", f"--process_id={i}"),
                 *(f"--config.{field}={value}" for field, value in {**FIELDS, **fields}.items()),
@@ -89,7 +89,7 @@ def finish(workdir, **fields):
 
 
 def config_here(**fields):
-    config = load_config("configs/quickstart.py")
+    config = load_config("configs/digits.py")
     for field, value in {**FIELDS, **fields}.items():
         group, _, name = field.rpartition(".")
         (config[group] if group else config)[name] = value
@@ -167,6 +167,6 @@ def test_stopped_killed_and_started_again(tmp_path):
     ],
 )
 def test_flags_that_do_not_fit(flags, message):
-    command = [sys.executable, "-m", "blockjax.main", "--config", "configs/quickstart.py", *flags]
+    command = [sys.executable, "-m", "blockjax.main", "--config", "configs/digits.py", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0 and message in done.stdout + done.stderr

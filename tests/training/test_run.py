@@ -489,7 +489,7 @@ def command_fields(arrays):
 
 def command(workdir, arrays, *flags):
     return [
-        *(sys.executable, "-m", "blockjax.main", "--config", "configs/quickstart.py"),
+        *(sys.executable, "-m", "blockjax.main", "--config", "configs/digits.py"),
         *("--workdir", str(workdir)),
         *(f"--config.{field}={value}" for field, value in command_fields(arrays).items()),
         *flags,
@@ -527,7 +527,7 @@ def test_kill_9_in_the_middle(arrays, tmp_path):
     assert "resume      at step" in output
     assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
     assert len(comparable(tmp_path / "whole")) == KILLED_STEPS
-    config = load_config("configs/quickstart.py")
+    config = load_config("configs/digits.py")
     for field, value in command_fields(arrays).items():
         group, _, name = field.rpartition(".")
         (config[group] if group else config)[name] = value
