@@ -33,6 +33,10 @@ SWITCHES = {
 }
 
 
+# Of those, what changes how the blocks are driven.
+_DRIVEN = ("hybrid", "overlap", "head", "schedule")
+
+
 def couplings(config: ml_collections.ConfigDict) -> list[str]:
     """Returns the fields by which blocks are coupled, "consistency.weight=0.1"."""
     found = {field: _value(config, field) for field in SWITCHES}
@@ -76,6 +80,35 @@ def check_coupling(config: ml_collections.ConfigDict) -> None:
     _check_loops(config)
 
 
+def check_stay(config: ml_collections.ConfigDict) -> None:
+    """Checks whether blocks can train on several batches one after another, each block before the next.
+
+    Raises:
+      ValueError: the strategy or a coupling needs all blocks at the same batch; or streams change their shape.
+    """
+    batches = config.pipeline.batches
+    if batches == 1 or config.strategy == "pipelined":
+        return
+    given = f"pipeline.batches={batches} lets a block train on {batches} batches before the next one does"
+    if config.strategy == "end_to_end":
+        raise ValueError(
+            f"{given}, and under strategy=end_to_end gradients come back through all layers for each batch; set "
+            "pipeline.batches=1, or strategy=blockwise"
+        )
+    crossing = [text for text in couplings(config) if text.startswith(_DRIVEN)]
+    if config.distillation.weight and config.distillation.teacher == "top":
+        crossing.append("distillation.teacher=top")
+    if crossing:
+        raise ValueError(
+            f"{given}, and {crossing[0]} needs all blocks at the same batch; set pipeline.batches=1, or leave it out"
+        )
+    if config.mask.schedule != "constant":
+        raise ValueError(
+            f"{given}, on streams of one shape, and mask.schedule {config.mask.schedule!r} drops tokens between "
+            "blocks; set pipeline.batches=1, or mask.schedule=constant"
+        )
+
+
 def _check_distillation(config):
     chosen = config.distillation
     if TASKS[config.objective].predicted_width is None:
@@ -101,11 +134,7 @@ def _check_agreement(config):
 
 def _check_loops(config):
     """Checks what changes how the blocks are driven."""
-    crossing = [
-        text
-        for text in couplings(config)
-        if text.startswith(("hybrid", "overlap", "head", "sched"))
-    ]
+    crossing = [text for text in couplings(config) if text.startswith(_DRIVEN)]
     if not crossing:
         return
     if config.strategy == "pipelined":

@@ -177,7 +177,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.mesh.block = 1  # stages over which `pipelined` spreads the blocks
 
     config.pipeline = ml_collections.ConfigDict()
-    # Batches from filling to draining the pipeline; default 8 for each stage. All wait on the device.
+    # Batches of one program, which all wait on the device. Under `pipelined` those from filling to draining the
+    # pipeline, by default 8 for each stage; else those on which a block trains before the next one does, by default 1.
     config.pipeline.batches = config_dict.placeholder(int)
 
     config.checkpoint = ml_collections.ConfigDict()

@@ -4,7 +4,7 @@ import ml_collections
 
 from blockjax.checks import divisors, factors, one_of
 from blockjax.config.bounds import check_numbers
-from blockjax.config.coupling import check_coupling
+from blockjax.config.coupling import check_coupling, check_stay
 from blockjax.config.defaults import DTYPES, REMATS, STRATEGIES
 from blockjax.config.fields import check_fields
 from blockjax.kernels.masked_reconstruction import IMPLEMENTATIONS
@@ -70,7 +70,9 @@ def resolve(
         factors("optimizer.block_rates", config.optimizer.block_rates, config.blocks)
     _check_devices(config, devices)
     if config.pipeline.batches is None:
-        config.pipeline.batches = 8 * mesh_shape(config.mesh, devices)[2]
+        stages = mesh_shape(config.mesh, devices)[2]
+        config.pipeline.batches = 8 * stages if config.strategy == "pipelined" else 1
+    check_stay(config)
     return config
 
 

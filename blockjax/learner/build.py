@@ -1,6 +1,7 @@
 """What a config describes, put together: encoder, objective and optimizer as a learner."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +55,15 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         config.optimizer.warmup_steps // stages,
         -(-steps // stages),
     )
+    stays = config.strategy != "pipelined" and config.pipeline.batches > 1
+    split = functools.partial(split_as_parameters, axes=() if stays else ("fsdp",))
     optimizer = make_optimizer(
         schedule,
         weight_decay=config.optimizer.weight_decay,
         b1=config.optimizer.b1,
         b2=config.optimizer.b2,
         freeze_embedding=model.freeze_embedding,
+        split=split,
     )
 
     rates = _rates(config, rows)
@@ -67,16 +71,16 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
     def forward(params, stream, rng):
         # The first use of the key stays with the noise between blocks.
         rng = jax.random.fold_in(rng, 1)
-        return objective.forward(vit, split_as_parameters(params), stream, rng)
+        return objective.forward(vit, split(params), stream, rng)
 
     def local_loss(params, stream, targets, rng):
-        return objective.local_loss(split_as_parameters(params), stream, targets, rng)
+        return objective.local_loss(split(params), stream, targets, rng)
 
     techniques = make_techniques(config, vit, objective, steps)
 
     def stem(params, inputs, rng):
         del rng
-        params = split_as_parameters(params)
+        params = split(params)
         own = {name: part for name, part in inputs.items() if name != "techniques"}
         stream = objective.stem(vit, params, own)
         parts = [t.first(params, inputs["techniques"], stream) for t in techniques]
@@ -128,7 +132,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         if config.strategy == "streamed"
         else None,
         unlooped=_unlooped(config),
-        batches=config.pipeline.batches if config.strategy == "pipelined" else None,
+        batches=config.pipeline.batches if stays or config.strategy == "pipelined" else None,
         rates=rates,
         techniques=techniques,
         shares_head=config.head.shared,
@@ -144,6 +148,7 @@ def _unlooped(config):
         "overlap.alternate=True": config.overlap.alternate,
         "schedule=sequential": config.schedule == "sequential",
         "head.shared=True": config.head.shared,
+        f"pipeline.batches={config.pipeline.batches}": config.pipeline.batches > 1,
         "distillation.teacher=top": config.distillation.weight
         and config.distillation.teacher == "top",
     }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,17 +35,18 @@ def make_optimizer(
     b1: float,
     b2: float,
     freeze_embedding: bool = False,
+    split: Callable[[PyTree], PyTree] = split_as_parameters,
 ) -> optax.GradientTransformation:
     """Returns AdamW that decays matrices only: no biases, norms, CLS or mask tokens (MAE, arXiv 2111.06377).
 
-    A patch embedding that is frozen is not decayed either: it would shrink.
+    A patch embedding that is frozen is not decayed either: it would shrink. `split` is applied to the updates.
     """
     mask = functools.partial(decayed, freeze_embedding=freeze_embedding)
     optimizer = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
 
     def update(grads, state, params=None):
         updates, state = optimizer.update(grads, state, params)
-        return split_as_parameters(updates), state
+        return split(updates), state
 
     return optax.GradientTransformation(optimizer.init, update)
 

@@ -193,11 +193,15 @@ class Placement:
     def _trace(self, train_step, batch_size, formats):
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         batch, batch_shardings = self._abstract_batch(batch_size)
+        # Where XLA is asked for the layout of some results it chooses that of all. JAX 0.10.2 takes the others to lie
+        # row by row all the same, so a transposed [M, K] would be read in the wrong order.
+        chosen = Format(Layout.AUTO, everywhere)
+        of_metrics = everywhere if self.learner.in_host_memory else chosen
         step = jax.jit(
             train_step,
             donate_argnums=0,
             in_shardings=(formats, batch_shardings, everywhere),
-            out_shardings=(formats, everywhere),
+            out_shardings=(formats, of_metrics),
         )
         with jax.set_mesh(self.mesh):  # pipelined, and kernels, ask for it
             return step.trace(self.learner.abstract_state(), batch, _abstract_key())

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import ml_collections
 
-from blockjax.strategies import DRIVERS, backpropagated, end_to_end, sequential
+from blockjax.sharding.rules import gathered
+from blockjax.strategies import DRIVERS, backpropagated, end_to_end, sequential, staying
 from blockjax.strategies.sequential import trained_block
 
 
@@ -23,6 +24,9 @@ def programs(
     if config.strategy == "end_to_end":
         return {"train_step": end_to_end(*blocks, **parts)}
     in_host_memory = config.strategy == "streamed"
+    if config.strategy != "pipelined" and config.pipeline.batches > 1:
+        step = staying(blocks, **parts, gather=gathered, in_host_memory=in_host_memory)
+        return {"train_step": step}
     if config.schedule == "sequential":
         first = sequential(blocks, **parts, steps=steps, in_host_memory=in_host_memory)
 

@@ -46,22 +46,45 @@ def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
     return shardings
 
 
-def split_as_parameters(tree: PyTree) -> PyTree:
+def split_as_parameters(tree: PyTree, axes: tuple[str, ...] = ("fsdp",)) -> PyTree:
     """Splits what has the names of parameters as parameters are split; under `jit`, in the mesh of `jax.set_mesh`.
 
     For parameters where they are used (their gradients then are split so too), and for their updates. Else XLA may
     split both as the optimizer's state is, and gather the activations of the whole batch for it.
+
+    Args:
+      tree: parameters, gradients or updates.
+      axes: of the mesh that split parameters: none of them between `gathered` and the end of a block's stay.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
-    if sizes.get("data", 1) == 1:
+    others = {"data", "fsdp"} - set(axes)
+    if all(sizes.get(axis, 1) == 1 for axis in others):
         return tree
 
     def constrained(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec, _ = _split(f"/{name}", leaf.shape, ("fsdp",), sizes)
+        spec, _ = _split(f"/{name}", leaf.shape, axes, sizes)
         return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*spec))
 
     return jax.tree_util.tree_map_with_path(constrained, tree)
+
+
+def gathered(row: PyTree) -> PyTree:
+    """Makes whole on every device what `fsdp` splits of one block's state; `data` splits optimizer states as before.
+
+    Under `jit`, in the mesh of `jax.set_mesh`.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if sizes.get("fsdp", 1) == 1:
+        return row
+
+    def constrained(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        axes = ("data",) if name.startswith("opt_state/") else ()
+        spec, _ = _split(f"/{name}", leaf.shape, axes, sizes)
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*spec))
+
+    return jax.tree_util.tree_map_with_path(constrained, row)
 
 
 def _split(name, shape, axes, sizes):

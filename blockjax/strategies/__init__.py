@@ -9,6 +9,7 @@ from blockjax.strategies.host_loop import HostLoop, host_loop
 from blockjax.strategies.pipelined import pipelined
 from blockjax.strategies.sequential import sequential
 from blockjax.strategies.state import BlockState, TrainState, init_block_state, init_state
+from blockjax.strategies.staying import staying
 from blockjax.strategies.streamed import streamed
 
 # Of gradient-isolated blocks; each is `(blocks, *, stem, prepare) -> train_step`.
@@ -35,6 +36,7 @@ __all__ = [
     "init_state",
     "pipelined",
     "sequential",
+    "staying",
     "streamed",
     "with_stem",
 ]

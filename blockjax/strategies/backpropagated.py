@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from blockjax.sharding.memory_spaces import to_device, to_host
 from blockjax.strategies.block import (
     Block,
     PyTree,
@@ -20,7 +19,8 @@ from blockjax.strategies.block import (
 )
 from blockjax.strategies.halves import shifted
 from blockjax.strategies.one_body import as_first, empty_stream, stem_after
-from blockjax.strategies.state import TrainState, read_row, write_row
+from blockjax.strategies.rows import rows_in_place, streamed_rows
+from blockjax.strategies.state import TrainState
 
 
 def backpropagated(
@@ -94,7 +94,7 @@ def backpropagated(
             return (stem_state, of_streams[-len(cotangent) :]), row, metrics
 
         first = empty_stream(stem, state.stem, inputs, rng)
-        loop = _streamed_rows if in_host_memory else _rows_in_place
+        loop = streamed_rows if in_host_memory else rows_in_place
         _, _, streams = loop(forward, first, state.blocks, count)
         carry = state.stem, cotangent_of(first)
         (stem_state, _), states, metrics = loop(
@@ -103,32 +103,3 @@ def backpropagated(
         return state.replace(step=state.step + 1, stem=stem_state, blocks=states), metrics
 
     return train_step
-
-
-def _rows_in_place(body, carry, states, count, given=None, reverse=False):
-    """Runs `(carry, row, index, given) -> (carry, row or None, result)` over rows that the loop updates in place."""
-
-    def one(loop, index_and_given):
-        carry, states = loop
-        index, given = index_and_given
-        carry, row, result = body(carry, read_row(states, index), index, given)
-        return (carry, states if row is None else write_row(states, row, index)), result
-
-    (carry, states), results = jax.lax.scan(
-        one, (carry, states), (jnp.arange(count), given), reverse=reverse
-    )
-    return carry, states, results
-
-
-def _streamed_rows(body, carry, states, count, given=None, reverse=False):
-    """Does the same over rows in host memory."""
-
-    def one(carry, slices):
-        index, given, row = slices
-        carry, row, result = body(carry, to_device(row), index, given)
-        return carry, (None if row is None else to_host(row), result)
-
-    carry, (states, results) = jax.lax.scan(
-        one, carry, (jnp.arange(count), given, states), reverse=reverse
-    )
-    return carry, states, results

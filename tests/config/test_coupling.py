@@ -126,6 +126,30 @@ def test_sequential_needs_a_step_for_each_block():
         config_lib.fill_lengths(config, 3)
 
 
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (
+            {"strategy": "end_to_end", "pipeline.batches": 4},
+            r"pipeline.batches=4 .* under strategy=end_to_end .*; set pipeline.batches=1",
+        ),
+        ({"hybrid.every": 2}, r"and hybrid.every=2 needs all blocks at the same batch"),
+        ({"head.shared": True}, r"and head.shared=True needs all blocks"),
+        ({"schedule": "sequential"}, r"and schedule=sequential needs all blocks"),
+        (
+            {"distillation.weight": 0.5, "distillation.teacher": "top"},
+            r"and distillation.teacher=top needs all blocks .*; set pipeline.batches=1, or leave it",
+        ),
+        ({"mask.ratio": 0.25, "mask.schedule": "linear:0.75"}, r"or mask.schedule=constant"),
+    ],
+)
+def test_blocks_that_cannot_stay_for_several_batches(fields, message):
+    with pytest.raises(ValueError, match=message):
+        config_lib.resolve(
+            tiny_config(**{"pipeline.batches": 4, **fields}), devices=1, platform="cpu"
+        )
+
+
 def test_nothing_is_coupled_unless_it_is_asked_for():
     assert couplings(tiny_config()) == []
 

@@ -1,0 +1,67 @@
+"""Loops over the rows of stacked block states, which lie on the device or in host memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from blockjax.sharding.memory_spaces import to_device, to_host
+from blockjax.strategies.state import read_row, write_row
+
+PyTree = Any
+
+
+def rows_in_place(
+    body: Callable,
+    carry: PyTree,
+    states: PyTree,
+    count: int,
+    given: PyTree = None,
+    reverse: bool = False,
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Runs a loop over rows that it updates in place.
+
+    Args:
+      body: `(carry, row, index, given) -> (carry, row or None, result)`; None leaves the row as it was.
+      carry: what the first turn gets.
+      states: every leaf with a leading axis of size `count`.
+      count: of rows.
+      given: beside each row, with the same leading axis; None for nothing.
+      reverse: whether the last row comes first.
+
+    Returns:
+      What the last turn carries, the states, and the stacked results.
+    """
+
+    def one(loop, index_and_given):
+        carry, states = loop
+        index, given = index_and_given
+        carry, row, result = body(carry, read_row(states, index), index, given)
+        return (carry, states if row is None else write_row(states, row, index)), result
+
+    (carry, states), results = jax.lax.scan(
+        one, (carry, states), (jnp.arange(count), given), reverse=reverse
+    )
+    return carry, states, results
+
+
+def streamed_rows(
+    body: Callable,
+    carry: PyTree,
+    states: PyTree,
+    count: int,
+    given: PyTree = None,
+    reverse: bool = False,
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Does what `rows_in_place` does, over rows in host memory: each is on the device for its own turn only."""
+
+    def one(carry, slices):
+        index, given, row = slices
+        carry, row, result = body(carry, to_device(row), index, given)
+        return carry, (None if row is None else to_host(row), result)
+
+    carry, (states, results) = jax.lax.scan(
+        one, carry, (jnp.arange(count), given, states), reverse=reverse
+    )
+    return carry, states, results

@@ -1,0 +1,74 @@
+"""Blocks that stay for several batches: the numbers of one batch after another, and what crosses link and network."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from blockjax.learner.placement import Placement
+from blockjax.memory.profiles import compile_step
+from blockjax.objectives import OBJECTIVES
+from blockjax.sharding.mesh import make_mesh
+from tests.objectives.test_local_losses import learner_of, train, trained_on_one_device
+
+TWO = {"model.depth": 2, "blocks": 2}
+BATCHES = 7
+MORE = {"moco": {"momentum.queue": 16}}
+
+
+def alone(name):
+    return trained_on_one_device(name, **TWO, **MORE.get(name, {}), steps=BATCHES)
+
+
+def check(name, shape=(1, 1, 1), rtol=1e-5, **fields):
+    losses, state = alone(name)
+    learner = learner_of(name, **TWO, **MORE.get(name, {}), **fields)
+    got, other = train(learner, shape, BATCHES)
+    np.testing.assert_allclose(got, losses, rtol=rtol)
+    assert int(other.step) == BATCHES
+    for part in ("stem", "blocks"):
+        own, expected = getattr(other, part).extra, getattr(state, part).extra
+        chex.assert_trees_all_close(jax.device_get(own), jax.device_get(expected), atol=2e-3)
+    kernels = [
+        run.blocks.params["layers"]["mlp"]["Dense_0"]["kernel"] for run in (other, state)
+    ]  # biases may have no gradient but rounding's, of which Adam makes large steps
+    np.testing.assert_allclose(*map(jax.device_get, kernels), atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective(name):
+    """Averages, queues and batch statistics are each block's own, so they find the same batches in the same order."""
+    check(
+        name, strategy="streamed", **{"pipeline.batches": 4}
+    )  # of which the last three make a group
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, shape, fields",
+    [
+        ("mae", (1, 1, 1), {"pipeline.batches": 7}),
+        ("mae", (1, 1, 1), {"pipeline.batches": 5, "microbatches": 2, "remat": "layer"}),
+        ("moco", (1, 1, 1), {"pipeline.batches": 4}),
+        ("mae", (1, 4, 1), {"pipeline.batches": 4}),
+        ("byol", (2, 2, 1), {"pipeline.batches": 4}),
+        ("simclr", (2, 2, 1), {"pipeline.batches": 4, "strategy": "streamed"}),
+    ],
+)
+def test_under_other_options(name, shape, fields):
+    check(name, shape, rtol=2e-4, **fields)
+
+
+@pytest.mark.slow
+def test_parameters_are_gathered_once_for_all_batches():
+    """With `fsdp`: states are gathered once however many batches there are, gradients are summed for each."""
+    gathered, summed = [], []
+    for batches in (2, 4):
+        learner = learner_of("mae", **TWO, **{"model.width": 128, "pipeline.batches": batches})
+        placement = Placement(learner, make_mesh((1, 4, 1), jax.devices()[:4]))
+        sizes = compile_step(placement, 8)[1].collective_bytes
+        gathered.append(sizes["all-gather"])
+        summed.append(sizes["all-reduce"])
+    assert gathered[0] == gathered[1]
+    assert summed[1] == pytest.approx(2 * summed[0], rel=0.01)
