@@ -1,7 +1,8 @@
 """What a batch holds: the one description that loading, compiling, measuring and reading go by."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -52,12 +53,36 @@ class BatchSpec:
             for _, spec in self.arrays
         )
 
-    def abstract(self, *leading: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns the shapes and dtypes of a batch with these leading axes: (B,), or (batches, B)."""
+    def abstract(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes and dtypes of a batch of `size` examples."""
         return {
-            name: jax.ShapeDtypeStruct((*leading, *spec.shape), np.dtype(spec.dtype))
+            name: jax.ShapeDtypeStruct((size, *spec.shape), np.dtype(spec.dtype))
             for name, spec in self.arrays
         }
+
+    def stacked(self, batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Returns several host batches as one array for each name, [batches, B, values of an example].
+
+        Examples are flat because of the layouts that XLA gives them: it would lay out images of all batches anew for
+        patches, in a copy, before it takes the first.
+        """
+        return {
+            name: np.stack([batch[name] for batch in batches]).reshape(
+                len(batches), -1, *_flat(spec.shape)
+            )
+            for name, spec in self.arrays
+        }
+
+    def abstract_stacked(self, batches: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes and dtypes of what `stacked` makes of so many batches of `size` examples."""
+        return {
+            name: jax.ShapeDtypeStruct((batches, size, *_flat(spec.shape)), np.dtype(spec.dtype))
+            for name, spec in self.arrays
+        }
+
+    def shaped(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns one batch with every example in its own shape, of one that may be a part of `stacked`."""
+        return {name: batch[name].reshape(-1, *spec.shape) for name, spec in self.arrays}
 
     def chosen(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns those arrays of a host batch that are described; a source may give more."""
@@ -67,6 +92,10 @@ class BatchSpec:
         """Returns a host batch of so many examples with uniform values, to time and measure with."""
         rng = np.random.default_rng(seed)
         return {name: spec.random(size, rng) for name, spec in self.arrays}
+
+
+def _flat(shape):
+    return (math.prod(shape),) if shape else ()
 
 
 def image_batch(

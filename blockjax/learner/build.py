@@ -66,6 +66,11 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         split=split,
     )
 
+    spec = image_batch(
+        stretched or model.image_size,
+        config.classifier.classes if objective.takes_labels else None,
+        stretched=stretched is not None,
+    )
     rates = _rates(config, rows)
 
     def forward(params, stream, rng):
@@ -87,6 +92,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         return _merged(stream, *parts)
 
     def prepare(rng, batch, *fitted):
+        batch = spec.shaped(batch)
         inputs, targets = objective.prepare(rng, batch, *fitted)
         if techniques:
             inputs = {**inputs, "techniques": _merged(*[t.inputs(batch) for t in techniques])}
@@ -118,11 +124,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
     return Learner(
         vit=vit,
         objective=objective,
-        batch=image_batch(
-            stretched or model.image_size,
-            config.classifier.classes if objective.takes_labels else None,
-            stretched=stretched is not None,
-        ),
+        batch=spec,
         rows=rows,
         depths=config.blocks,
         optimizer=optimizer,

@@ -234,12 +234,13 @@ class Placement:
     def _abstract_batch(self, batch_size):
         """Returns the shapes and the shardings of what `place` gives."""
         batches = self.learner.batches
-        several = () if batches is None else (batches,)
-        batch = self.learner.batch.abstract(*several, batch_size)
-        split = PartitionSpec(*[None for _ in several], *batch_sharding(self.mesh).spec)
-        shardings = dict.fromkeys(batch, NamedSharding(self.mesh, split))
+        split = batch_sharding(self.mesh)
         if batches is None:
-            return batch, shardings
+            batch = self.learner.batch.abstract(batch_size)
+            return batch, dict.fromkeys(batch, split)
+        batch = self.learner.batch.abstract_stacked(batches, batch_size)
+        split = NamedSharding(self.mesh, PartitionSpec(None, *split.spec))
+        shardings = dict.fromkeys(batch, split)
         count = jax.ShapeDtypeStruct((), jnp.int32)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         return {"batches": batch, "count": count}, {"batches": shardings, "count": everywhere}
@@ -257,7 +258,7 @@ class Placement:
             return {name: put_rows(self.mesh, rows) for name, rows in batch.items()}
         filled = [*chosen, *[chosen[-1]] * (self.learner.batches - len(chosen))]
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        stacked = {name: np.stack([batch[name] for batch in filled]) for name in chosen[0]}
+        stacked = self.learner.batch.stacked(filled)
         return {
             "batches": {name: put_rows(self.mesh, rows, axis=1) for name, rows in stacked.items()},
             "count": jax.device_put(np.int32(len(chosen)), everywhere),
@@ -265,8 +266,12 @@ class Placement:
 
     def encoded(self, batch: PyTree, index: int) -> jax.Array:
         """Returns, of what `place` gave, the array that the encoder reads, of batch `index` of the step's."""
-        name = self.learner.batch.encoded
-        return batch[name] if self.learner.batches is None else batch["batches"][name][index]
+        spec = self.learner.batch
+        if self.learner.batches is None:
+            return batch[spec.encoded]
+        return spec.shaped({name: rows[index] for name, rows in batch["batches"].items()})[
+            spec.encoded
+        ]
 
     def readable(self, state: TrainState) -> TrainState:
         """Returns a state whose parameters programs on the mesh can read: a copy where they are on the CPU backend."""

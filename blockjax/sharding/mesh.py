@@ -6,10 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 AXES = ("data", "fsdp", "block")
+BATCH_AXES = ("data", "fsdp")  # which split images
 
 
 def mesh_shape(mesh_config: Any, devices: int) -> tuple[int, int, int]:
@@ -50,7 +52,7 @@ def make_mesh(shape: tuple[int, int, int], devices: list | None = None) -> Mesh:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Images are split over `data` and `fsdp`."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -94,3 +96,21 @@ def put_rows(mesh: Mesh, rows: np.ndarray, axis: int = 0) -> jax.Array:
 
     sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, *batch_sharding(mesh).spec))
     return jax.make_array_from_callback(tuple(shape), sharding, part)
+
+
+def row_by_row(batch: jax.Array) -> jax.Array:
+    """Holds the layout of a part of a batch [B, ...], in which its first axis is the slowest; under `jit`.
+
+    Else XLA may give it the layout that suits what is made of it, and with it the array of which it is a part, as a
+    copy of all of that.
+    """
+
+    def held(part):
+        return with_layout_constraint(part, Layout(major_to_minor=tuple(range(part.ndim))))
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return held(batch)
+    # XLA's partitioner would gather it to hold it.
+    spec = PartitionSpec(BATCH_AXES)
+    return jax.shard_map(held, in_specs=spec, out_specs=spec)(batch)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from blockjax.sharding.mesh import row_by_row
 from blockjax.strategies.block import (
     Block,
     PyTree,
@@ -59,7 +60,8 @@ def staying(
 
         def batch_of(index):
             key = block_key(rng, state.step + index, 0)
-            return prepared(prepare, key, read_row(batches, index), state.fitted)
+            one = jax.tree.map(row_by_row, read_row(batches, index))
+            return prepared(prepare, key, one, state.fitted)
 
         def visit(carry, row, block_index, _):
             stem_state, streams = carry
