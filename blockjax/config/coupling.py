@@ -80,6 +80,16 @@ def check_coupling(config: ml_collections.ConfigDict) -> None:
     _check_loops(config)
 
 
+def differing_blocks(config: ml_collections.ConfigDict) -> str | None:
+    """Says why blocks, on arrays of different shapes, cannot run in one loop, and what to set; None where they can."""
+    if config.mask.schedule != "constant":
+        return f"mask.schedule {config.mask.schedule!r} drops tokens between blocks; set mask.schedule=constant"
+    fractions = config.decoder.block_fractions
+    if fractions is not None and len(set(fractions.split(","))) > 1:
+        return f"decoder.block_fractions={fractions} lets blocks decode different numbers of patches; leave it out"
+    return None
+
+
 def check_stay(config: ml_collections.ConfigDict) -> None:
     """Checks whether blocks can train on several batches one after another, each block before the next.
 
@@ -102,11 +112,8 @@ def check_stay(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"{given}, and {crossing[0]} needs all blocks at the same batch; set pipeline.batches=1, or leave it out"
         )
-    if config.mask.schedule != "constant":
-        raise ValueError(
-            f"{given}, on streams of one shape, and mask.schedule {config.mask.schedule!r} drops tokens between "
-            "blocks; set pipeline.batches=1, or mask.schedule=constant"
-        )
+    if differs := differing_blocks(config):
+        raise ValueError(f"{given}, in one loop, and {differs}, or set pipeline.batches=1")
 
 
 def _check_distillation(config):
@@ -148,11 +155,8 @@ def _check_loops(config):
         raise ValueError(
             f"{crossing[0]}: under strategy=pipelined {reason}; set strategy=blockwise or streamed"
         )
-    if config.mask.schedule != "constant":
-        raise ValueError(
-            f"{crossing[0]} runs all blocks in one loop, on streams of one shape, and mask.schedule "
-            f"{config.mask.schedule!r} drops tokens between blocks; set mask.schedule=constant"
-        )
+    if differs := differing_blocks(config):
+        raise ValueError(f"{crossing[0]} runs all blocks in one loop, and {differs}")
     if config.schedule == "sequential":
         _check_sequential(config)
     if config.overlap.alternate:

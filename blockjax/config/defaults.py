@@ -96,6 +96,9 @@ def default_config() -> ml_collections.ConfigDict:
     decoder.width = 192
     decoder.heads = config_dict.placeholder(int)  # default: 32 channels a head, as in MAE
     decoder.fraction = 1 / 3  # part of the masked patches that is decoded each step
+    decoder.block_fractions = config_dict.placeholder(
+        str
+    )  # of each block, with commas between; mae under blockwise
 
     config.loss = ml_collections.ConfigDict()
     config.loss.normalize_pixels = True  # each target patch to zero mean and unit variance

@@ -4,7 +4,7 @@ import ml_collections
 
 from blockjax.checks import divisors, factors, one_of
 from blockjax.config.bounds import check_numbers
-from blockjax.config.coupling import check_coupling, check_stay
+from blockjax.config.coupling import check_coupling, check_stay, differing_blocks
 from blockjax.config.defaults import DTYPES, REMATS, STRATEGIES
 from blockjax.config.fields import check_fields
 from blockjax.kernels.masked_reconstruction import IMPLEMENTATIONS
@@ -247,10 +247,15 @@ def _check_layers(config):
             f"mask.schedule {config.mask.schedule!r} drops tokens between blocks, and end_to_end has one block; "
             "set mask.schedule=constant or strategy=blockwise"
         )
-    if config.strategy in ("streamed", "pipelined") and config.mask.schedule != "constant":
+    differs = differing_blocks(config)
+    if config.strategy in ("streamed", "pipelined") and differs:
         raise ValueError(
-            f"mask.schedule {config.mask.schedule!r} drops tokens between blocks, and {config.strategy} runs "
-            "all blocks in one loop, on streams of one shape; set mask.schedule=constant or strategy=blockwise"
+            f"strategy={config.strategy} runs all blocks in one loop, and {differs}, or set strategy=blockwise"
+        )
+    if config.decoder.block_fractions is not None and config.objective != "mae":
+        raise ValueError(
+            f"decoder.block_fractions={config.decoder.block_fractions} are parts of the masked patches that mae "
+            f"decodes, and objective={config.objective} has none; leave it out"
         )
 
 

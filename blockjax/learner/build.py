@@ -78,9 +78,6 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         rng = jax.random.fold_in(rng, 1)
         return objective.forward(vit, split(params), stream, rng)
 
-    def local_loss(params, stream, targets, rng):
-        return objective.local_loss(split(params), stream, targets, rng)
-
     techniques = make_techniques(config, vit, objective, steps)
 
     def stem(params, inputs, rng):
@@ -101,23 +98,31 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
     def sweep(state, inputs):
         return _merged(*[t.targets(state, inputs["techniques"]) for t in techniques])
 
-    block = Block(
-        forward=forward,
-        loss=local_loss,
-        optimizer=scaled(optimizer) if rates else optimizer,
-        clip=config.optimizer.clip or None,
-        microbatches=config.microbatches,
-        begin=objective.begin,
-        finish=objective.finish,
-    )
-    block = with_noise(block, config.noise)
-    for technique in techniques:
-        block = technique.apply(block)
-    blocks = [block]
+    def made(own):
+        def local_loss(params, stream, targets, rng):
+            return own.local_loss(split(params), stream, targets, rng)
+
+        block = Block(
+            forward=forward,
+            loss=local_loss,
+            optimizer=scaled(optimizer) if rates else optimizer,
+            clip=config.optimizer.clip or None,
+            microbatches=config.microbatches,
+            begin=own.begin,
+            finish=own.finish,
+        )
+        block = with_noise(block, config.noise)
+        for technique in make_techniques(config, vit, own, steps):
+            block = technique.apply(block)
+        return block
+
+    blocks = [made(objective.of_block(0))]
     for k in range(1, rows):
-        cut = objective.cut(k)
-        # Blocks that see the same tokens stay one object, and so one compiled loop.
-        blocks.append(dataclasses.replace(blocks[-1], cut=_of_visible(cut)) if cut else blocks[-1])
+        # Blocks that see the same tokens and learn alike stay one object, and so one compiled loop.
+        own, cut, block = objective.of_block(k), objective.cut(k), blocks[-1]
+        if own != objective.of_block(k - 1):
+            block = made(own)
+        blocks.append(dataclasses.replace(block, cut=_of_visible(cut)) if cut else block)
     parts = {"stem": stem, "prepare": prepare}
     if any(technique.sweeps for technique in techniques):
         parts["sweep"] = sweep

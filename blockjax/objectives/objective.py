@@ -134,6 +134,11 @@ class Objective(abc.ABC):
         del rng
         return {**stream, "tokens": vit.layers(params["layers"], stream["tokens"])}
 
+    def of_block(self, block: int) -> "Objective":
+        """Returns the objective as `block` (from 0) learns by it: itself, where all learn alike."""
+        del block
+        return self
+
     def cut(self, block: int) -> Callable[[PyTree], PyTree] | None:
         """Returns the function by which the stream changes its shape before `block` (from 0); None if it does not."""
         del block

@@ -140,7 +140,8 @@ def test_sequential_needs_a_step_for_each_block():
             {"distillation.weight": 0.5, "distillation.teacher": "top"},
             r"and distillation.teacher=top needs all blocks .*; set pipeline.batches=1, or leave it",
         ),
-        ({"mask.ratio": 0.25, "mask.schedule": "linear:0.75"}, r"or mask.schedule=constant"),
+        ({"mask.ratio": 0.25, "mask.schedule": "linear:0.75"}, r"set mask.schedule=constant, or"),
+        ({"decoder.block_fractions": "1,1,1,0.5"}, r"leave it out, or set pipeline.batches=1"),
     ],
 )
 def test_blocks_that_cannot_stay_for_several_batches(fields, message):

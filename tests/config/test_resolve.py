@@ -68,11 +68,27 @@ BAD = {
     "cells": ({"classifier.pool": 3}, r"classifier.pool 3 does not divide the 4 x 4 grid"),
     "streamed_schedule": (
         {"mask.schedule": "linear:0.9", "strategy": "streamed"},
-        r"drops tokens between blocks, and streamed runs all blocks in one loop",
+        r"strategy=streamed runs all blocks in one loop, and mask.schedule .* set mask.schedule=constant",
     ),
     "pipelined_schedule": (
         {"mask.schedule": "linear:0.9", "strategy": "pipelined"},
-        r"drops tokens between blocks, and pipelined runs all blocks in one loop",
+        r"strategy=pipelined runs all blocks in one loop, and mask.schedule .* strategy=blockwise",
+    ),
+    "block_fractions": (
+        {"decoder.block_fractions": "1,0.5"},
+        r"decoder.block_fractions '1,0.5' should be 4 numbers .* one for each block",
+    ),
+    "fractions_above_1": (
+        {"decoder.block_fractions": "1,1,1,2"},
+        r"'1,1,1,2' are parts of the masked patches; each must be above 0 and at most 1",
+    ),
+    "fractions_in_one_loop": (
+        {"decoder.block_fractions": "1,1,1,0.5", "strategy": "streamed"},
+        r"strategy=streamed runs all blocks in one loop, and decoder.block_fractions=1,1,1,0.5 lets",
+    ),
+    "fractions_of_others": (
+        {"decoder.block_fractions": "1,1,1,1", "objective": "rotation"},
+        r"parts of the masked patches that mae decodes, and objective=rotation has none",
     ),
     "pipeline_batches": (
         {"pipeline.batches": 0},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import linen as nn
 
+from blockjax.checks import factors
 from blockjax.kernels.masked_reconstruction import normalize_patches, projected_reconstruction_loss
 from blockjax.models.decoders import DECODERS
 from blockjax.models.patches import (
@@ -36,6 +37,7 @@ class MaskedAutoencoder(Objective):
       visible: visible patches for each block, not rising.
       decoder: a module of `blockjax.models.decoders`; every block owns one, with its own parameters.
       fraction: part of the masked patches that is decoded in a step.
+      fractions: that of each block, where they differ; None: `fraction`, in all.
       normalize_pixels: whether targets are normalised patch by patch.
       implementation: of the loss, see `masked_reconstruction_loss`.
     """
@@ -46,6 +48,7 @@ class MaskedAutoencoder(Objective):
     visible: tuple[int, ...]
     decoder: nn.Module
     fraction: float = 1.0
+    fractions: tuple[float, ...] | None = None
     normalize_pixels: bool = True
     implementation: str | None = None
 
@@ -55,7 +58,9 @@ class MaskedAutoencoder(Objective):
     def from_config(
         cls, config: ml_collections.ConfigDict, vit: ViT, blocks: int
     ) -> "MaskedAutoencoder":
-        decoder = config.decoder
+        decoder, fractions = config.decoder, None
+        if decoder.block_fractions is not None and blocks == config.blocks:
+            fractions = factors("decoder.block_fractions", decoder.block_fractions, blocks)
         return cls(
             patch_size=vit.patch_size,
             grid=vit.grid,
@@ -71,6 +76,7 @@ class MaskedAutoencoder(Objective):
                 remat=config.remat,
             ),
             fraction=decoder.fraction,
+            fractions=fractions,
             normalize_pixels=config.loss.normalize_pixels,
             implementation=config.loss.implementation,
         )
@@ -84,6 +90,13 @@ class MaskedAutoencoder(Objective):
     def check(config: ml_collections.ConfigDict) -> None:
         patches = (config.model.image_size // config.model.patch_size) ** 2
         visible_counts(config.mask.ratio, config.mask.schedule, patches, config.blocks)
+        text = config.decoder.block_fractions
+        if text is not None and not all(
+            0 < part <= 1 for part in factors("decoder.block_fractions", text, config.blocks)
+        ):
+            raise ValueError(
+                f"decoder.block_fractions {text!r} are parts of the masked patches; each must be above 0 and at most 1"
+            )
 
     def init_head(self, rng: jax.Array) -> PyTree:
         """Returns one block's decoder parameters, float32."""
@@ -111,13 +124,19 @@ class MaskedAutoencoder(Objective):
         first = self.visible[0]
         inputs = {"patches": standardize(taken(0, first)), "positions": order_BN[:, :first]}
         # All blocks keep the targets alive, so they are no more than what is decoded.
-        decoded = taken(self.visible[-1], max(map(self._stop, self.visible)))
-        return inputs, {"patches": decoded, "positions": order_BN}
+        blocks = [self.of_block(k) for k in range(len(self.visible))]
+        stops = [own.stop(visible) for own, visible in zip(blocks, self.visible, strict=True)]
+        return inputs, {"patches": taken(self.visible[-1], max(stops)), "positions": order_BN}
 
-    def _stop(self, visible):
+    def stop(self, visible: int) -> int:
         """Returns the place in the order at which a block that sees so many patches stops to decode."""
         masked = self.grid[0] * self.grid[1] - visible
         return visible + max(1, round(self.fraction * masked))
+
+    def of_block(self, block: int) -> "MaskedAutoencoder":
+        if self.fractions is None:
+            return self
+        return dataclasses.replace(self, fraction=self.fractions[block])
 
     def cut(self, block: int) -> Callable[[PyTree], PyTree] | None:
         """Returns the function that drops the tokens which `block` (from 0) no longer sees, of every part of the stream
@@ -150,7 +169,7 @@ class MaskedAutoencoder(Objective):
     ) -> tuple[jax.Array, PyTree]:
         """Returns the decoder's features of the patches that this block decodes, and {"positions", "patches"}."""
         visible = tokens_BTD.shape[1] - 1
-        stop, offset = self._stop(visible), self.visible[-1]
+        stop, offset = self.stop(visible), self.visible[-1]
         positions_BM = targets["positions"][:, visible:stop]
         features_BMF = self.decoder.apply(
             {"params": head},

@@ -70,6 +70,27 @@ def test_the_fraction_decodes_the_first_masked_patches(schedule, visible, stop):
     assert np.isfinite(tiny.loss(head, tokens, targets, None)[0])
 
 
+@pytest.mark.slow
+def test_blocks_decode_parts_of_their_own():
+    """Each block's loss is that of a run in which all blocks decode as much; block 1 learns the same."""
+    fields = {"model.depth": 3, "blocks": 3, "decoder.fraction": 1.0}
+    mixed = tiny_learner(**fields, **{"decoder.block_fractions": "1,0.25,0.25"})
+    state, batch = jax.jit(mixed.init)(jax.random.key(0)), {"image": images()}
+    losses = {}
+    for name, learner in (
+        ("mixed", mixed),
+        ("all", tiny_learner(**fields)),
+        ("few", tiny_learner(**{**fields, "decoder.fraction": 0.25})),
+    ):
+        step = jax.jit(learner.train_step)
+        losses[name] = np.asarray(step(state, batch, jax.random.key(1))[1]["loss"])
+    np.testing.assert_allclose(losses["mixed"][0], losses["all"][0], rtol=1e-5)
+    np.testing.assert_allclose(losses["mixed"][1:], losses["few"][1:], rtol=1e-5)
+    assert np.abs(losses["all"][1:] - losses["few"][1:]).min() > 1e-3
+    one = tiny_learner(strategy="end_to_end", **fields, **{"decoder.block_fractions": "1,1,0.25"})
+    assert one.objective.fractions is None and one.objective.fraction == 1.0
+
+
 def test_pixels_are_compared_in_the_inputs_scale():
     objective = tiny_learner(**{"loss.normalize_pixels": False}).objective
     _, targets = objective.prepare(jax.random.key(0), {"image": images()})
