@@ -33,3 +33,27 @@ def test_equals_blockwise_with_microbatches(monkeypatch):
     expected, expected_metrics = train("blockwise", microbatches=2)
     chex.assert_trees_all_close(metrics, expected_metrics, rtol=2e-4, atol=1e-5)
     chex.assert_trees_all_close(state, expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "fields, named",
+    [
+        ({"pipeline.batches": 2}, "pipeline.batches=2"),
+        ({"hybrid.every": 2}, "hybrid.every=2"),
+        ({"overlap.window": 2}, "overlap.window=2"),
+        ({"overlap.alternate": True, "model.depth": 4}, "overlap.alternate=True"),
+        ({"head.shared": True}, "head.shared=True"),
+        ({"schedule": "sequential"}, "schedule=sequential"),
+        (
+            {"distillation.weight": 0.5, "distillation.teacher": "top"},
+            "distillation.teacher=top",
+        ),
+    ],
+)
+def test_what_devices_without_host_memory_cannot_do(fields, named, monkeypatch):
+    """There a program for each block's update takes the place of one for all."""
+    monkeypatch.setattr("blockjax.learner.placement.addresses_host_memory", lambda device: False)
+    learner = tiny_learner(strategy="streamed", **{"model.depth": 2, "blocks": 2, **fields})
+    placement = Placement(learner, make_mesh((1, 1, 1), jax.devices()[:1]))
+    with pytest.raises(ValueError, match=rf"^{named}: strategy=streamed does that in one program"):
+        _ = placement.shardings
