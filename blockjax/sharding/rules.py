@@ -57,8 +57,7 @@ def split_as_parameters(tree: PyTree, axes: tuple[str, ...] = ("fsdp",)) -> PyTr
       axes: of the mesh that split parameters: none of them between `gathered` and the end of a block's stay.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
-    others = {"data", "fsdp"} - set(axes)
-    if all(sizes.get(axis, 1) == 1 for axis in others):
+    if sizes.get("data", 1) == 1:
         return tree
 
     def constrained(path, leaf):
