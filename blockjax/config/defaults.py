@@ -6,6 +6,7 @@ from ml_collections import config_dict
 STRATEGIES = ("blockwise", "end_to_end", "streamed", "pipelined")
 REMATS = ("none", "layer")
 DTYPES = ("auto", "float32", "bfloat16")
+OPTIMIZERS = ("adamw", "adafactor", "lamb", "lars", "lion", "muon", "sgd")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -162,6 +163,7 @@ def default_config() -> ml_collections.ConfigDict:
     data.on_corrupt = "skip"  # or error
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.name = "adamw"  # adafactor, lamb, lars, lion, muon, sgd
     optimizer.base_learning_rate = 1.5e-4  # for 256 images; scaled with the batch size
     # Length of the warm-up; the steps count where both are given. Default: 5 % of the steps, MAE's 40 of 800 epochs.
     optimizer.warmup_steps = config_dict.placeholder(int)

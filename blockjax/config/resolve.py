@@ -5,7 +5,7 @@ import ml_collections
 from blockjax.checks import divisors, factors, one_of
 from blockjax.config.bounds import check_numbers
 from blockjax.config.coupling import check_coupling, check_stay, differing_blocks
-from blockjax.config.defaults import DTYPES, REMATS, STRATEGIES
+from blockjax.config.defaults import DTYPES, OPTIMIZERS, REMATS, STRATEGIES
 from blockjax.config.fields import check_fields
 from blockjax.kernels.masked_reconstruction import IMPLEMENTATIONS
 from blockjax.models.decoders import DECODERS
@@ -37,6 +37,7 @@ def resolve(
     one_of("strategy", config.strategy, STRATEGIES)
     one_of("remat", config.remat, REMATS)
     one_of("dtype", config.dtype, DTYPES)
+    one_of("optimizer.name", config.optimizer.name, OPTIMIZERS)
     one_of("objective", config.objective, TASKS)
     one_of("decoder.kind", config.decoder.kind, DECODERS)
     if config.loss.implementation is not None:

@@ -59,6 +59,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
     split = functools.partial(split_as_parameters, axes=() if stays else ("fsdp",))
     optimizer = make_optimizer(
         schedule,
+        name=config.optimizer.name,
         weight_decay=config.optimizer.weight_decay,
         b1=config.optimizer.b1,
         b2=config.optimizer.b2,

@@ -1,4 +1,4 @@
-"""The optimizer every block gets a copy of: AdamW with linear warm-up and cosine decay, as in MAE's recipe."""
+"""The optimizer every block gets a copy of: AdamW as in MAE's recipe, or another; linear warm-up and cosine decay."""
 
 import dataclasses
 import functools
@@ -6,11 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from blockjax.sharding.rules import split_as_parameters
 
 PyTree = Any
+
+# Whose update of a number depends on others of the same tensor.
+_BY_TENSOR = ("adafactor", "lamb", "lars", "muon")
+# Matrices that Muon leaves to Adam, as its authors do with embeddings and the last layer.
+_OF_ADAM = ("embed", "pixels", "classes", "codes")
 
 
 def peak_learning_rate(base_learning_rate: float, batch_size: int) -> float:
@@ -31,24 +38,123 @@ def learning_rate_schedule(
 def make_optimizer(
     schedule: optax.Schedule,
     *,
+    name: str = "adamw",
     weight_decay: float,
     b1: float,
     b2: float,
     freeze_embedding: bool = False,
     split: Callable[[PyTree], PyTree] = split_as_parameters,
 ) -> optax.GradientTransformation:
-    """Returns AdamW that decays matrices only: no biases, norms, CLS or mask tokens (MAE, arXiv 2111.06377).
+    """Returns an optimizer that decays matrices only: no biases, norms, CLS or mask tokens (MAE, arXiv 2111.06377).
 
-    A patch embedding that is frozen is not decayed either: it would shrink. `split` is applied to the updates.
+    What looks at whole tensors looks at each layer's own, so that an update does not depend on how many layers are
+    stacked in a block.
+
+    Args:
+      schedule: step -> learning rate.
+      name: adamw, adafactor, lamb, lars, lion, muon or sgd.
+      weight_decay: decoupled, times the learning rate; of lars and sgd added to the gradient.
+      b1: decay of the first moment, or momentum.
+      b2: decay of the second moment; of lion that of its momentum; lars, muon's matrices and sgd have none, and
+        adafactor's rises by itself.
+      freeze_embedding: whether the patch embedding is frozen; then it is not decayed either, as it would shrink.
+      split: applied to the updates.
+
+    Raises:
+      ValueError: the name is unknown.
     """
     mask = functools.partial(decayed, freeze_embedding=freeze_embedding)
-    optimizer = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
+    decay = {"weight_decay": weight_decay, "mask": mask}
+    if name == "adafactor":
+        # Without scaling by the parameters' size, so that learning rates mean what they do for Adam; momentum in
+        # bfloat16 (arXiv 2106.04560).
+        optimizer = optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.ema(b1, debias=False, accumulator_dtype=jnp.bfloat16),
+            optax.add_decayed_weights(**decay),
+            optax.scale_by_learning_rate(schedule),
+        )
+    elif name == "lamb":
+        optimizer = optax.lamb(schedule, b1=b1, b2=b2, **decay)
+    elif name == "lars":
+        optimizer = optax.lars(
+            schedule,
+            weight_decay=weight_decay,
+            weight_decay_mask=mask,
+            trust_ratio_mask=mask,
+            momentum=b1,
+        )
+    elif name == "lion":
+        optimizer = optax.lion(schedule, b1=b1, b2=b2, **decay)
+    elif name == "muon":
+        # Updates as large as Adam's (arXiv 2502.16982), so that one learning rate serves both.
+        optimizer = contrib.muon(
+            schedule,
+            beta=b1,
+            weight_decay=weight_decay,
+            weight_decay_mask=mask,
+            adam_b1=b1,
+            adam_b2=b2,
+            adam_weight_decay=weight_decay,
+            muon_weight_dimension_numbers=_of_muon,
+            consistent_rms=0.2,
+        )
+    elif name == "sgd":
+        optimizer = optax.chain(
+            optax.add_decayed_weights(**decay), optax.sgd(schedule, momentum=b1)
+        )
+    elif name == "adamw":
+        optimizer = optax.adamw(schedule, b1=b1, b2=b2, **decay)
+    else:
+        raise ValueError(f"optimizer {name!r} is unknown")
+    if name in _BY_TENSOR:
+        optimizer = by_layer(optimizer)
 
     def update(grads, state, params=None):
         updates, state = optimizer.update(grads, state, params)
         return split(updates), state
 
     return optax.GradientTransformation(optimizer.init, update)
+
+
+def by_layer(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns an optimizer that treats each layer of "layers", stacked along the first axis, by itself.
+
+    Its state is {"layers": a state for each layer, stacked, "others": that of all other parameters}; of parameters
+    without "layers" it is the optimizer's own.
+    """
+
+    def init(params):
+        if "layers" not in params:
+            return optimizer.init(params)
+        layers, others = _parted(params)
+        return {"layers": jax.vmap(optimizer.init)(layers), "others": optimizer.init(others)}
+
+    def update(grads, state, params=None):
+        if "layers" not in grads:
+            return optimizer.update(grads, state, params)
+        (of_layers, of_others), (layers, others) = _parted(grads), _parted(params)
+        of_layers, new_layers = jax.vmap(optimizer.update)(of_layers, state["layers"], layers)
+        of_others, new_others = optimizer.update(of_others, state["others"], others)
+        return {**of_others, "layers": of_layers}, {"layers": new_layers, "others": new_others}
+
+    return optax.GradientTransformation(init, update)
+
+
+def _parted(params):
+    return params["layers"], {name: part for name, part in params.items() if name != "layers"}
+
+
+def _of_muon(params):
+    """Marks the matrices that Muon makes orthogonal; the rest is Adam's."""
+
+    def dimensions(path, leaf):
+        names = [getattr(part, "key", None) for part in path]
+        is_matrix = leaf.ndim == 2 and names[-1] == "kernel" and names[-2] not in _OF_ADAM
+        return contrib.MuonDimensionNumbers() if is_matrix else None
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
 def decayed(params: PyTree, freeze_embedding: bool = False) -> PyTree:

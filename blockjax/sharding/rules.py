@@ -94,6 +94,8 @@ def _split(name, shape, axes, sizes):
         if sizes[axis] == 1:
             continue
         for dimension in (rule, -3 - rule):
+            if -dimension > len(shape):  # a factor of a second moment
+                continue
             if shape[dimension] % math.prod(sizes[used] for used in (*spec[dimension], axis)) == 0:
                 spec[dimension] = (*spec[dimension], axis)
                 break
