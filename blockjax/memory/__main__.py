@@ -222,6 +222,7 @@ def _figures(result: Result):
         "temp_bytes": p.temp,
         "generated_code_bytes": p.generated_code,
         "host_bytes": p.host,
+        "host_link_bytes": p.host_link,
         "total_device_bytes": p.total,
         "parameter_bytes": p.parameters,
         "optimizer_bytes": p.optimizer,

@@ -20,6 +20,7 @@ from blockjax.sharding.memory_spaces import host_memory_kinds
 from blockjax.sharding.mesh import make_mesh, mesh_shape
 from blockjax.xla.collectives import read_collectives
 from blockjax.xla.flops import matmul_flops
+from blockjax.xla.links import host_link_bytes
 
 MIB = 2**20
 
@@ -58,6 +59,8 @@ class MemoryProfile:
       flops: of all matrix products of the step, over all devices (see `matmul_flops`).
       collectives: how many of each collective operation the program holds; loops count once.
       collective_bytes: what they return on one device in a step, in bytes; every turn of a loop counts.
+      host_link: bytes that cross the link between a device's memory and its host's for a batch, both ways together,
+        without padding; of several devices one device's part.
       programs: where steps take one of two programs, all device memory that each needs; the other fields are those of
         the one that needs more, but for `flops`, the mean over a run.
       devices: over which the step is split.
@@ -77,6 +80,7 @@ class MemoryProfile:
     flops: float = 0.0
     collectives: dict[str, int] = dataclasses.field(default_factory=dict)
     collective_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    host_link: int = 0
     programs: dict[str, int] = dataclasses.field(default_factory=dict)
     devices: int = 1
     limit: int | None = None
@@ -109,6 +113,8 @@ class MemoryProfile:
             yield "the device's memory", self.limit
         if self.host:
             yield "in host memory", self.host
+        if self.host_link:
+            yield "over the host link, a batch", self.host_link
         for name, size in self.programs.items():
             yield f"total in steps of {name}", size
 
@@ -210,6 +216,7 @@ def compile_step(
             times * matmul_flops(part.jaxpr)
             for part, times in zip(step.traced, step.turns, strict=True)
         ),
+        host_link=round(_host_link(placement, step) / (learner.batches or 1)),
         collectives=dict(counts),
         collective_bytes={kind: round(size) for kind, size in sizes.items()},
         devices=mesh.size,
@@ -230,6 +237,24 @@ def profile_compiled(compiled: jax.stages.Compiled) -> MemoryProfile:
         generated_code=stats.generated_code_size_in_bytes,
         host=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
     )
+
+
+def _host_link(placement, step):
+    """Returns the bytes of a step that cross the host link of one device."""
+    learner = placement.learner
+    if not learner.in_host_memory:
+        return 0
+    if placement.is_looped:  # each block's state comes and goes
+        row = jax.tree.map(_device_bytes, learner.abstract_row(), placement.row_shardings)
+        return 2 * learner.rows * _total(row)
+    moved = sum(
+        times * host_link_bytes(part.jaxpr)
+        for part, times in zip(step.traced, step.turns, strict=True)
+    )
+    # Counted on whole arrays; each device moves what it holds of them.
+    state = learner.abstract_state().blocks
+    held = _total(jax.tree.map(_device_bytes, state, placement.shardings.blocks))
+    return moved * held / _total(jax.tree.map(lambda leaf: leaf.size * leaf.dtype.itemsize, state))
 
 
 def _device_bytes(leaf: jax.ShapeDtypeStruct, sharding: Any) -> int:

@@ -105,6 +105,8 @@ def _table(lines, max_batch, measure, all_columns):
         "FLOPs / first": ratio("flops"),
         "fits": lambda line: {True: "yes", False: "no", None: "-"}[line.get("fits")],
     }
+    if any(line.get("host_link_bytes") for line in lines):
+        columns["host link, a batch"] = mib("host_link_bytes")
     if max_batch:
         columns["largest batch"] = lambda line: line.get("max_batch")
     if measure:

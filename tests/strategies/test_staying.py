@@ -72,3 +72,19 @@ def test_parameters_are_gathered_once_for_all_batches():
         summed.append(sizes["all-reduce"])
     assert gathered[0] == gathered[1]
     assert summed[1] == pytest.approx(2 * summed[0], rel=0.01)
+
+
+@pytest.mark.slow
+def test_a_state_crosses_the_host_link_once_for_all_batches():
+    """Both ways, whole: what each batch moves falls as 1 / M."""
+    moved = {}
+    for batches in (1, 2, 5):
+        fields = {"strategy": "streamed", "pipeline.batches": batches}
+        placement = Placement(learner_of("mae", **TWO, **fields), make_mesh((1, 1, 1)))
+        moved[batches] = compile_step(placement, 8)[1].host_link
+    state = placement.learner.abstract_state().blocks
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert moved[1] == pytest.approx(2 * whole, rel=0.01)  # counts stay on the device
+    assert [moved[m] * m for m in (2, 5)] == pytest.approx([moved[1]] * 2, rel=1e-3)
+    alone = Placement(learner_of("mae", **TWO), make_mesh((1, 1, 1)))
+    assert compile_step(alone, 8)[1].host_link == 0
