@@ -4,7 +4,7 @@ import ml_collections
 from ml_collections import config_dict
 
 STRATEGIES = ("blockwise", "end_to_end", "streamed", "pipelined")
-REMATS = ("none", "layer")
+REMATS = ("none", "layer", "nested", "offload")
 DTYPES = ("auto", "float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adafactor", "lamb", "lars", "lion", "muon", "sgd")
 
@@ -25,7 +25,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.blocks = (
         4  # must divide the depth; under end_to_end only the depths at which features are read
     )
-    config.remat = "none"  # layer: recompute activations layer by layer in the backward pass
+    # layer: recompute activations layer by layer in the backward pass; nested: also the inputs of layers, in groups of
+    # about √L; offload: as layer, with the inputs of layers in host memory
+    config.remat = "none"
     config.microbatches = 1  # parts of the batch that run one after another: less memory, more time
     # mae, beit, rotation, jigsaw, context, simclr, moco, byol, barlow_twins, vicreg; classification. What is open below
     # and differs between objectives is filled in by the one that is chosen.

@@ -24,8 +24,10 @@ COUPLINGS = {
     "shared_head": {"head.shared": True},
     "sequential": {"schedule": "sequential"},
 }
+REMATERIALISATIONS = {"remat": "layer", "nested_remat": "nested", "offload": "offload"}
 OPTIONS = (
-    "+remat, +accumulateN (N microbatches), +unroll, +mae_decoder (MAE's own: 8 layers of width 512, all patches), "
+    "+remat, +nested_remat, +offload (inputs of layers in host memory), +accumulateN (N microbatches), +unroll, "
+    "+mae_decoder (MAE's own: 8 layers of width 512, all patches), "
     f"and of blocks: {', '.join('+' + name for name in COUPLINGS)}"
 )
 
@@ -56,8 +58,8 @@ def vary(config: ml_collections.ConfigDict, variant: str) -> ml_collections.Conf
         if option in COUPLINGS:
             for field, value in COUPLINGS[option].items():
                 set_field(config, field, value)
-        elif option == "remat":
-            config.remat = "layer"
+        elif option in REMATERIALISATIONS:
+            config.remat = REMATERIALISATIONS[option]
         elif option.startswith("accumulate") and option[10:].isdigit():
             config.microbatches = int(option[10:])
         elif option == "unroll":

@@ -241,8 +241,8 @@ def profile_compiled(compiled: jax.stages.Compiled) -> MemoryProfile:
 
 def _host_link(placement, step):
     """Returns the bytes of a step that cross the host link of one device."""
-    learner = placement.learner
-    if not learner.in_host_memory:
+    learner, mesh = placement.learner, placement.mesh
+    if not learner.in_host_memory and learner.vit.remat != "offload":
         return 0
     if placement.is_looped:  # each block's state comes and goes
         row = jax.tree.map(_device_bytes, learner.abstract_row(), placement.row_shardings)
@@ -252,6 +252,8 @@ def _host_link(placement, step):
         for part, times in zip(step.traced, step.turns, strict=True)
     )
     # Counted on whole arrays; each device moves what it holds of them.
+    if not learner.in_host_memory:  # activations only
+        return moved / (mesh.shape["data"] * mesh.shape["fsdp"])
     state = learner.abstract_state().blocks
     held = _total(jax.tree.map(_device_bytes, state, placement.shardings.blocks))
     return moved * held / _total(jax.tree.map(lambda leaf: leaf.size * leaf.dtype.itemsize, state))

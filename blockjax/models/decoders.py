@@ -20,7 +20,7 @@ class Decoder(nn.Module):
       grid: rows and columns of patches.
       patch_values: values of a patch (P).
       dtype: of activations.
-      remat: "none", or "layer": recompute each layer in the backward pass, where there are several. (The backward pass
+      remat: "none", or else: recompute each layer in the backward pass, where there are several. (The backward pass
         of a single layer comes right after its forward pass: nothing would be saved.)
       learned_positions: whether positions are parameters, which start as the fixed ones.
       norm_epsilon: of every LayerNorm.
@@ -37,7 +37,7 @@ class Decoder(nn.Module):
     norm_epsilon: float = 1e-6
 
     def _rematerialized(self, layer, **options):
-        return nn.remat(layer, **options) if self.remat == "layer" and self.depth > 1 else layer
+        return nn.remat(layer, **options) if self.remat != "none" and self.depth > 1 else layer
 
     def _norm(self, name):
         return layer_norm(self.dtype, name, self.norm_epsilon)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from blockjax.models.patches import patchify, standardize, standardize_unit
 from blockjax.models.position import sincos_2d
@@ -143,8 +144,9 @@ class Stem(nn.Module):
 class ViT:
     """The hyperparameters of an encoder, and its pure functions.
 
-    `remat` is "none" or "layer" (`jax.checkpoint` around each layer); `unroll` is how many layers one turn of the loop
-    over layers holds; `mask_token`, `freeze_embedding` and `learned_positions` are those of `Stem`. With
+    `remat` is "none", "layer" (`jax.checkpoint` around each layer), "nested" (around each of about √L groups as well)
+    or "offload" (around each layer, whose input waits in host memory); `unroll` is how many layers one turn of the
+    loop over layers holds; `mask_token`, `freeze_embedding` and `learned_positions` are those of `Stem`. With
     `zero_residuals` the last matrices of attention and MLP start at zero, as in Fixup (arXiv 1901.09321): every layer
     starts as the identity.
     """
@@ -281,13 +283,51 @@ class ViT:
             layer_params, scale_2B = row
             return layer.apply({"params": layer_params}, tokens, scale_2B), None
 
-        if self.remat == "layer":
+        depth = len(jax.tree.leaves(params)[0])
+        policy = None
+        if self.remat == "offload":
+            one, policy = _offloading(one)
+        if self.remat != "none":
             # A loop keeps its forward and its backward pass apart. One that turns once is no loop to XLA, which would
             # find the same computation in both and keep its results.
-            turns = len(jax.tree.leaves(params)[0]) // self.unroll
-            one = jax.checkpoint(one, prevent_cse=turns == 1)
-        rows = (params, scales_L2B)
-        return jax.lax.scan(one, tokens_BTD, rows, unroll=self.unroll)[0].reshape(tokens.shape)
+            one = jax.checkpoint(one, prevent_cse=depth == self.unroll, policy=policy)
+        rows, unroll = (params, scales_L2B), self.unroll
+        if self.remat == "nested":
+            of_group = one
+
+            def one(tokens, rows):
+                return jax.lax.scan(of_group, tokens, rows, unroll=self.unroll)[0], None
+
+            groups = _groups(depth, self.unroll)
+            rows, unroll = jax.tree.map(lambda leaf: _cut(leaf, groups), rows), 1
+            one = jax.checkpoint(one, prevent_cse=groups == 1)
+        return jax.lax.scan(one, tokens_BTD, rows, unroll=unroll)[0].reshape(tokens.shape)
+
+
+def _offloading(layer):
+    """Returns a layer whose input has a name, and the policy that keeps it in host memory for the backward pass."""
+
+    def named(tokens, row):
+        return layer(checkpoint_name(tokens, "layer_input"), row)
+
+    policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["layer_input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+    return named, policy
+
+
+def _groups(depth, unroll):
+    """Returns into how many equal groups layers are cut: about as many as a group has layers, in whole turns."""
+    turns = depth // unroll
+    fitting = [groups for groups in range(1, turns + 1) if turns % groups == 0]
+    return min(fitting, key=lambda groups: groups + turns // groups)
+
+
+def _cut(leaf, groups):
+    return leaf.reshape(groups, -1, *leaf.shape[1:])
 
 
 def regroup(layers: PyTree, blocks: int, *, stacked: int) -> PyTree:

@@ -40,7 +40,7 @@ BAD = {
         r"strategy 'blockwize' is unknown; did you mean 'blockwise'",
     ),
     "preset": ({"model.preset": "xl"}, r"model.preset 'xl' is unknown.*ti, s, b, l, h"),
-    "remat": ({"remat": "full"}, r"remat 'full' is unknown.*none, layer"),
+    "remat": ({"remat": "full"}, r"remat 'full' is unknown.*none, layer, nested, offload"),
     "decoder": (
         {"decoder.kind": "attention"},
         r"decoder.kind 'attention' is unknown.*cross_attention",

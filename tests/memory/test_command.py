@@ -24,6 +24,8 @@ def test_strategies_with_options():
     assert vary(tiny_config(), "blockwise+unroll").model.unroll == 1
     assert vary(tiny_config(), "end_to_end+unroll").model.unroll == 4
     assert vary(tiny_config(), "end_to_end+mae_decoder").decoder.depth == 8
+    for option, remat in (("nested_remat", "nested"), ("offload", "offload")):
+        assert vary(tiny_config(), f"end_to_end+{option}").remat == remat
     with pytest.raises(ValueError, match=r"option 'rematt' is unknown; there is \+remat"):
         vary(tiny_config(), "blockwise+rematt")
 

@@ -1,5 +1,6 @@
 """The encoder: positions, layers and stacking."""
 
+import functools
 import math
 
 import jax
@@ -105,12 +106,22 @@ def test_query_key_and_value_start_as_one_xavier_matrix():
         assert 0.99 * limit < np.abs(params[name]["kernel"]).max() <= limit
 
 
-@pytest.mark.parametrize("fields", [{"remat": "layer"}, {"unroll": 2}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"remat": "layer"},
+        {"unroll": 2},
+        {"remat": "nested"},
+        {"remat": "nested", "unroll": 2},
+        {"remat": "offload"},
+    ],
+)
 def test_remat_and_unroll_change_no_number(fields):
     plain, other = vit(), vit(**fields)
     params = jax.tree.map(lambda leaf: leaf[0], plain.init_layers(jax.random.key(0), 1))
     tokens = jax.random.normal(jax.random.key(1), (2, 5, 32))
 
+    @functools.partial(jax.jit, static_argnums=0)
     def value_and_grad(model):
         return jax.value_and_grad(lambda p: jnp.sum(model.layers(p, tokens) ** 2))(params)
 
@@ -120,7 +131,8 @@ def test_remat_and_unroll_change_no_number(fields):
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3), grads_a, grads_b
     )
     text = str(jax.make_jaxpr(lambda p: other.layers(p, tokens))(params))
-    assert ("remat" in text or "checkpoint" in text) == (fields.get("remat") == "layer")
+    kinds = {"layer": 1, "nested": 2, "offload": 1}
+    assert text.count("prevent_cse=") == kinds.get(fields.get("remat"), 0)
     assert f"unroll={fields.get('unroll', 1)}" in text
 
 
@@ -212,3 +224,19 @@ def test_a_frozen_embedding_gets_no_gradient(frozen):
     grads = jax.grad(lambda params: jnp.square(vit.stem(params, inputs)).sum())(params)
     assert bool(np.asarray(grads["embed"]["kernel"]).any()) == (not frozen)
     assert np.asarray(grads["cls"]).any()
+
+
+def test_what_the_backward_pass_finds():
+    """Inputs of all layers, or of groups of them, or names of what waits in host memory."""
+    tokens = jnp.ones((2, 5, 32))
+
+    def kept(remat):
+        model = vit(remat=remat, depth=9)
+        params = jax.tree.map(lambda leaf: leaf[0], model.init_layers(jax.random.key(0), 1))
+        jaxpr = jax.make_jaxpr(lambda p: jax.vjp(lambda t: model.layers(p, t), tokens)[1])(params)
+        return str([variable.aval for variable in jaxpr.jaxpr.outvars])
+
+    assert "float32[9,2,5,32]" in kept("layer")
+    assert "float32[9,2,5,32]" not in kept("nested") and "float32[3,2,5,32]" in kept("nested")
+    assert "float32<host>[9,2,5,32]" in kept("offload")
+    assert "float32[9,2,5,32]" not in kept("offload")

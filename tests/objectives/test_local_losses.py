@@ -118,6 +118,25 @@ def test_strategies_agree(name, overrides, strategy, shape):
         chex.assert_trees_all_close(jax.device_get(own), jax.device_get(expected), atol=2e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "strategy, remat, shape",
+    [
+        ("end_to_end", "nested", (1, 1, 1)),
+        ("end_to_end", "offload", (2, 2, 1)),
+        ("blockwise", "offload", (1, 1, 1)),
+        ("streamed", "nested", (1, 1, 1)),
+    ],
+)
+def test_rematerialisation_changes_no_number(strategy, remat, shape):
+    fields = {"model.depth": 4, "blocks": 2}
+    rows = {"strategy": "end_to_end"} if strategy == "end_to_end" else {}
+    losses, _ = trained_on_one_device("mae", **fields, **rows)
+    learner = learner_of("mae", **fields, strategy=strategy, remat=remat)
+    got, _ = train(learner, shape)
+    np.testing.assert_allclose(got, losses, rtol=2e-4)
+
+
 def first_step(learner):
     """Returns the state after one step and its metrics; start and step are one program."""
     batch = {"image": images()}

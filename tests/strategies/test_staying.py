@@ -88,3 +88,7 @@ def test_a_state_crosses_the_host_link_once_for_all_batches():
     assert [moved[m] * m for m in (2, 5)] == pytest.approx([moved[1]] * 2, rel=1e-3)
     alone = Placement(learner_of("mae", **TWO), make_mesh((1, 1, 1)))
     assert compile_step(alone, 8)[1].host_link == 0
+    fields = {"strategy": "end_to_end", "remat": "offload"}
+    offloaded = Placement(learner_of("mae", **TWO, **fields), make_mesh((1, 1, 1)))
+    inputs = 2 * 8 * 5 * 32 * 4  # of two layers, for 8 images of 5 tokens of width 32
+    assert compile_step(offloaded, 8)[1].host_link == 2 * inputs
