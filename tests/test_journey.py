@@ -68,6 +68,6 @@ def test_a_folder_of_ones_own(tmp_path):
     command("export", *export, cwd=tmp_path)
     features, params = blockjax.load(tmp_path / "exported")
     image = np.zeros((16, 16, 3), np.uint8)
-    assert features(params, image).shape == (32,) and features.vit.depth == 2
+    assert features(params, image).shape == (32,) and features.vit.depth == 4  # two blocks
     command("reconstruct", "--workdir", "run", "--images", "photos", cwd=tmp_path)
     assert (tmp_path / "reconstruction.png").is_file()
