@@ -109,10 +109,13 @@ def one_of(name: str, value: Any, known: Iterable[Any]) -> None:
         )
 
 
-def did_you_mean(value: Any, known: Iterable[Any], cutoff: float = 0.6) -> str:
-    """Returns "did you mean 'x'? " for the nearest of what is known; "" where nothing is near."""
+def did_you_mean(value: Any, known: Iterable[Any], cutoff: float = 0.6, prefix: str = "") -> str:
+    """Returns "did you mean 'x'? " for the nearest of what is known; "" where nothing is near.
+
+    A prefix, which all share, is shown and does not make them nearer.
+    """
     near = difflib.get_close_matches(str(value), [str(k) for k in known], n=1, cutoff=cutoff)
-    return f"did you mean {near[0]!r}? " if near else ""
+    return f"did you mean {prefix + near[0]!r}? " if near else ""
 
 
 def divisors(number: int) -> str:

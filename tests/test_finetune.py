@@ -39,6 +39,7 @@ def config_of(pretrained, steps=40, **overrides):
     config.backbone, config.data.source = str(workdir), data
     config.steps, config.batch_size, config.data.shift = steps, 64, 0
     config.optimizer.base_learning_rate = 0.02
+    config.classifier.pool = 1
     for field, value in overrides.items():
         group, _, name = field.rpartition(".")
         with config.ignore_type():

@@ -49,9 +49,11 @@ def check_field(config: ml_collections.ConfigDict, field: str) -> None:
     within = [name for name in known if name.startswith(f"{field}.")]
     if within:
         raise ValueError(f"--config.{field} is a group of fields; set one of {', '.join(within)}")
-    name = field.rpartition(".")[2]
+    group, dot, name = field.rpartition(".")
+    siblings = [other[len(group + dot) :] for other in known if other.startswith(group + dot)]
     elsewhere = [other for other in known if other.rpartition(".")[2] == name]
-    hint = did_you_mean(field, known) or did_you_mean(name, known)
+    hint = did_you_mean(name, siblings, 0.5, group + dot) if dot else ""
+    hint = hint or did_you_mean(field, known) or did_you_mean(name, known)
     if elsewhere:
         hint = f"did you mean {' or '.join(elsewhere)}? "
     raise ValueError(
@@ -73,7 +75,7 @@ def _check_group(config, defaults, prefix):
         if key not in defaults:
             known = [prefix + name for name in defaults]
             raise ValueError(
-                f"config has no field {prefix}{key}; {did_you_mean(prefix + key, known, cutoff=0.5)}there is "
+                f"config has no field {prefix}{key}; {did_you_mean(key, defaults, 0.5, prefix)}there is "
                 f"{', '.join(known)}"
             )
         kind = defaults.get_type(key)

@@ -181,7 +181,7 @@ class Placement:
         if not self.learner.in_host_memory:
             # XLA chooses the layout of the state: with the default one it may copy whole stacks into another and back.
             formats = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), formats)
-        return self._trace(self.learner.train_step, batch_size, formats)
+        return self._trace(self.learner.train_step, batch_size, formats, chosen=True)
 
     def traces(self, batch_size: int) -> tuple[jax.stages.Traced, ...]:
         """Traces each program of the train step, to count its operations; not to be compiled."""
@@ -190,13 +190,13 @@ class Placement:
             self._trace(step, batch_size, self.shardings) for step in steps if step is not None
         )
 
-    def _trace(self, train_step, batch_size, formats):
+    def _trace(self, train_step, batch_size, formats, chosen=False):
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         batch, batch_shardings = self._abstract_batch(batch_size)
         # Where XLA is asked for the layout of some results it chooses that of all. JAX 0.10.2 takes the others to lie
         # row by row all the same, so a transposed [M, K] would be read in the wrong order.
-        chosen = Format(Layout.AUTO, everywhere)
-        of_metrics = everywhere if self.learner.in_host_memory else chosen
+        is_chosen = chosen and not self.learner.in_host_memory
+        of_metrics = Format(Layout.AUTO, everywhere) if is_chosen else everywhere
         step = jax.jit(
             train_step,
             donate_argnums=0,
