@@ -70,6 +70,11 @@ def resolve(
     if config.optimizer.block_rates is not None:
         factors("optimizer.block_rates", config.optimizer.block_rates, config.blocks)
     _check_devices(config, devices)
+    if config.remat == "offload" and platform == "cpu" and devices > 1:
+        raise ValueError(
+            f"remat=offload on {devices} CPU devices ends in a crash of XLA's CPU backend; set remat=layer, or use one "
+            "device"
+        )
     if config.pipeline.batches is None:
         stages = mesh_shape(config.mesh, devices)[2]
         config.pipeline.batches = 8 * stages if config.strategy == "pipelined" else 1

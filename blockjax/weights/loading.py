@@ -124,6 +124,7 @@ def open_run(workdir: str | os.PathLike) -> Run:
     # The checkpoint is the same; only reading is done here, and what was streamed may need it.
     if config.strategy == "pipelined":
         config.strategy = "blockwise"
+    config.pipeline.batches = 1  # nothing trains here; old runs have 8, whatever their strategy
     devices = jax.device_count()
     config.mesh.data, config.mesh.fsdp, config.mesh.block = devices, 1, 1
     learner = make_learner(config, max(1, config.steps or 1))

@@ -202,6 +202,13 @@ def test_arguments_of_config_files():
         parse("size=big", size=224)
 
 
+def test_offloading_on_several_cpu_devices_is_refused():
+    config = tiny_config(remat="offload")
+    with pytest.raises(ValueError, match=r"remat=offload on 4 CPU devices .* set remat=layer"):
+        config_lib.resolve(config, devices=4, platform="cpu")
+    assert config_lib.resolve(config, devices=4, platform="gpu").remat == "offload"
+
+
 @pytest.mark.parametrize(
     ("file", "argument"),
     [
