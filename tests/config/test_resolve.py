@@ -203,7 +203,7 @@ def test_arguments_of_config_files():
 
 
 def test_offloading_on_several_cpu_devices_is_refused():
-    config = tiny_config(remat="offload")
+    config = tiny_config(remat="offload", **{"mesh.data": -1})
     with pytest.raises(ValueError, match=r"remat=offload on 4 CPU devices .* set remat=layer"):
         config_lib.resolve(config, devices=4, platform="cpu")
     assert config_lib.resolve(config, devices=4, platform="gpu").remat == "offload"
