@@ -163,6 +163,19 @@ def test_pretraining_goes_on_above_frozen_blocks(pretrained, tmp_path, strategy)
 
 
 @pytest.mark.slow
+def test_a_run_opens_whatever_batches_its_config_says(data, tmp_path):
+    """Once every run said eight, also those whose blocks cannot stay for several batches."""
+    fields = {"steps": 1, "mesh.data": -1, "data.source": data, "data.flip": False}
+    fields |= {"mask.ratio": 0.25, "mask.schedule": "linear:0.75"}
+    Training(tiny_config(**fields), tmp_path / "old").run()
+    path = tmp_path / "old" / "config.json"
+    config = json.loads(path.read_text())
+    config["pipeline"]["batches"] = 8
+    path.write_text(json.dumps(config))
+    assert open_run(tmp_path / "old").step == 1
+
+
+@pytest.mark.slow
 def test_other_image_sizes(pretrained, tmp_path):
     """Positions are those between the old ones, which a classifier alone leaves as they are."""
     config = config_of(pretrained, steps=1, tune_blocks=0, **{"model.image_size": 48})
