@@ -239,7 +239,7 @@ class _Subject:
             rows = []
         last = next((row for row in reversed(rows) if row["step"] <= run.step), {})
         losses = [value for name, value in last.items() if name.endswith("/loss")]
-        kind = "blocks" if run.learner.rows > 1 else "depths"
+        kind = "blocks" if run.learner.losses > 1 else "depths"
         return cls(
             backbone=run.backbone,
             params=run.params,

@@ -244,7 +244,7 @@ def _card(form, weights, run, workdir, blocks) -> str:
     there = run.backbone.blocks
     kept = there if blocks is None else blocks
     part = "" if kept == there else f", of which these are the first {kept}"
-    kind = "gradient-isolated blocks" if run.learner.rows > 1 else "depths, trained end to end"
+    kind = "gradient-isolated blocks" if run.learner.losses > 1 else "depths, trained end to end"
     lines += [
         "## Training",
         "",

@@ -4,6 +4,7 @@ import ml_collections
 
 from blockjax.checks import Bound, one_of
 from blockjax.objectives import TASKS
+from blockjax.strategies import END_TO_END
 from blockjax.techniques import CONSISTENCIES, TEACHERS, WHICH
 
 SCHEDULES = ("simultaneous", "sequential")
@@ -60,9 +61,9 @@ def check_coupling(config: ml_collections.ConfigDict) -> None:
         return
     field = chosen[0].partition("=")[0]
     off = f"set {field}={SWITCHES[field]}"
-    if config.strategy == "end_to_end":
+    if config.strategy in END_TO_END:
         raise ValueError(
-            f"{chosen[0]} couples blocks, and strategy=end_to_end has one only; {off}, or strategy=blockwise"
+            f"{chosen[0]} couples blocks, and strategy={config.strategy} has one only; {off}, or strategy=blockwise"
         )
     if config.blocks == 1:
         raise ValueError(
@@ -100,9 +101,9 @@ def check_stay(config: ml_collections.ConfigDict) -> None:
     if batches == 1 or config.strategy == "pipelined":
         return
     given = f"pipeline.batches={batches} lets a block train on {batches} batches before the next one does"
-    if config.strategy == "end_to_end":
+    if config.strategy in END_TO_END:
         raise ValueError(
-            f"{given}, and under strategy=end_to_end gradients come back through all layers for each batch; set "
+            f"{given}, and under strategy={config.strategy} gradients come back through all layers for each batch; set "
             "pipeline.batches=1, or strategy=blockwise"
         )
     crossing = [text for text in couplings(config) if text.startswith(_DRIVEN)]

@@ -3,7 +3,7 @@
 import ml_collections
 from ml_collections import config_dict
 
-STRATEGIES = ("blockwise", "end_to_end", "streamed", "pipelined")
+STRATEGIES = ("blockwise", "end_to_end", "streamed", "streamed_end_to_end", "pipelined")
 REMATS = ("none", "layer", "nested", "offload")
 DTYPES = ("auto", "float32", "bfloat16")
 OPTIMIZERS = ("adamw", "adafactor", "lamb", "lars", "lion", "muon", "sgd")
@@ -20,7 +20,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.dtype = (
         "auto"  # of activations: bfloat16 on TPU and GPU, float32 on CPU; parameters are float32
     )
-    # end_to_end: one loss at the end; streamed: block states in host memory; pipelined: blocks over mesh.block devices
+    # end_to_end: one loss at the end; streamed: block states in host memory; streamed_end_to_end: one loss, and layers'
+    # states and inputs in host memory; pipelined: blocks over mesh.block devices
     config.strategy = "blockwise"
     config.blocks = (
         4  # must divide the depth; under end_to_end only the depths at which features are read
@@ -66,6 +67,7 @@ def default_config() -> ml_collections.ConfigDict:
     # Where the encoder comes from: a workdir, a folder that was exported or a file of weights; default: random numbers.
     config.backbone = config_dict.placeholder(str)
     config.depth_blocks = config_dict.placeholder(int)  # the first so many blocks of that run
+    config.grow = False  # layers above those of the backbone start from random numbers
     config.from_scratch = False  # random numbers all the same, in an encoder of the same size
     # The last so many blocks learn, 0 for heads only; default: all.
     config.tune_blocks = config_dict.placeholder(int)

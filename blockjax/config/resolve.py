@@ -13,6 +13,7 @@ from blockjax.models.heads import READOUTS
 from blockjax.models.vit import PRESETS
 from blockjax.objectives import TASKS
 from blockjax.sharding.mesh import mesh_shape
+from blockjax.strategies import END_TO_END
 
 # Values of a table of positions, 1 GiB: more are no images but slips, which would be killed before anything is checked.
 _POSITIONS = 2**28
@@ -79,6 +80,8 @@ def resolve(
         stages = mesh_shape(config.mesh, devices)[2]
         config.pipeline.batches = 8 * stages if config.strategy == "pipelined" else 1
     check_stay(config)
+    if config.strategy == "streamed_end_to_end":
+        _check_layer_by_layer(config, objective)
     return config
 
 
@@ -111,6 +114,13 @@ def depth(config: ml_collections.ConfigDict) -> int:
     """
     preset = _preset(config)
     return PRESETS[preset][1] if config.model.depth is None else config.model.depth
+
+
+def layers_at_once(config: ml_collections.ConfigDict, depth: int) -> int:
+    """Returns how many of an encoder's layers one block's loop runs."""
+    if config.strategy == "streamed_end_to_end":
+        return 1
+    return depth // (1 if config.strategy == "end_to_end" else config.blocks)
 
 
 def _preset(config):
@@ -233,7 +243,7 @@ def _check_layers(config):
             f"blocks {config.blocks} does not divide the depth of {model.depth} layers; "
             f"numbers of blocks that do: {divisors(model.depth)}"
         )
-    layers = model.depth if config.strategy == "end_to_end" else model.depth // config.blocks
+    layers = layers_at_once(config, model.depth)
     if layers % model.unroll:
         raise ValueError(
             f"model.unroll {model.unroll} does not divide the {layers} layers of a block; "
@@ -248,9 +258,9 @@ def _check_layers(config):
             raise ValueError(
                 f"{name} {pool} does not divide the {grid} x {grid} grid of patches; it may be one of {divisors(grid)}"
             )
-    if config.strategy == "end_to_end" and config.mask.schedule != "constant":
+    if config.strategy in END_TO_END and config.mask.schedule != "constant":
         raise ValueError(
-            f"mask.schedule {config.mask.schedule!r} drops tokens between blocks, and end_to_end has one block; "
+            f"mask.schedule {config.mask.schedule!r} drops tokens between blocks, and {config.strategy} has one block; "
             "set mask.schedule=constant or strategy=blockwise"
         )
     differs = differing_blocks(config)
@@ -278,6 +288,33 @@ def _check_objective(config, objective):
             f"microbatches={config.microbatches}: the loss of {config.objective} compares the images of a batch, or "
             "uses their statistics, so parts of a batch give another loss than the whole; set microbatches=1, and "
             "remat=layer, strategy=streamed or mesh.data for less memory"
+        )
+
+
+def _check_layer_by_layer(config, objective):
+    """Checks what layers that train one by one, in the last backward pass, cannot do."""
+    given = "strategy=streamed_end_to_end"
+    if config.optimizer.clip:
+        raise ValueError(
+            f"optimizer.clip={config.optimizer.clip:g}: {given} updates a layer before the gradients of those below "
+            "are made, so nobody knows their norm together; set optimizer.clip=0, or strategy=end_to_end"
+        )
+    if config.noise:
+        raise ValueError(
+            f"noise={config.noise:g} is added between blocks, and {given} has one only; set noise=0"
+        )
+    if objective.begin is not None or objective.finish is not None:
+        raise ValueError(
+            f"{given}: objective={config.objective} keeps an average of layers and head together; set "
+            "strategy=end_to_end, or streamed"
+        )
+    if config.objective == "classification" and (
+        config.classifier.drop_path or config.tune_blocks is not None
+    ):
+        field = "classifier.drop_path" if config.classifier.drop_path else "tune_blocks"
+        raise ValueError(
+            f"{field}={config.classifier.drop_path or config.tune_blocks:g} differs from layer to layer, and {given} "
+            f"runs one program for all; leave {field} out, or set strategy=end_to_end"
         )
 
 

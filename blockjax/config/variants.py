@@ -4,8 +4,9 @@ import ml_collections
 
 from blockjax.config.coupling import SWITCHES
 from blockjax.config.fields import set_field
-from blockjax.config.resolve import depth
+from blockjax.config.resolve import depth, layers_at_once
 from blockjax.objectives import TASKS
+from blockjax.strategies import END_TO_END
 
 # With the same decoder, so that only the training differs. They stand in every comparison of memory.
 BASELINES = ("end_to_end", "end_to_end+remat", "end_to_end+remat+accumulate4")
@@ -51,7 +52,7 @@ def vary(config: ml_collections.ConfigDict, variant: str) -> ml_collections.Conf
     config.remat, config.microbatches, config.model.unroll = "none", 1, 1
     if config.strategy != "pipelined" and config.mesh.block != 1:
         config.mesh.block, config.mesh.data = 1, -1  # the others split the batch over all devices
-    if config.strategy == "end_to_end":  # its only block has nothing to be coupled with
+    if config.strategy in END_TO_END:  # its only block has nothing to be coupled with
         for field, off in SWITCHES.items():
             set_field(config, field, off)
     for option in options:
@@ -63,8 +64,7 @@ def vary(config: ml_collections.ConfigDict, variant: str) -> ml_collections.Conf
         elif option.startswith("accumulate") and option[10:].isdigit():
             config.microbatches = int(option[10:])
         elif option == "unroll":
-            blocks = 1 if config.strategy == "end_to_end" else config.blocks
-            config.model.unroll = depth(config) // blocks
+            config.model.unroll = layers_at_once(config, depth(config))
         elif option == "mae_decoder":
             config.decoder.kind = "self_attention"
             config.decoder.depth, config.decoder.width, config.decoder.fraction = 8, 512, 1.0

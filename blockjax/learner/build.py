@@ -21,7 +21,7 @@ from blockjax.learner.programs import programs
 from blockjax.models.vit import ViT
 from blockjax.objectives import TASKS
 from blockjax.sharding.rules import split_as_parameters
-from blockjax.strategies import Block, host_loop
+from blockjax.strategies import END_TO_END, Block, host_loop
 from blockjax.techniques import make_techniques, with_noise
 
 
@@ -45,8 +45,9 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         zero_residuals=model.zero_residuals,
     )
     stretched = task.stretched_size(model.image_size)
-    rows = 1 if config.strategy == "end_to_end" else config.blocks
-    objective = task.from_config(config, vit, rows)
+    losses = 1 if config.strategy in END_TO_END else config.blocks
+    rows = model.depth if config.strategy == "streamed_end_to_end" else losses
+    objective = task.from_config(config, vit, losses)
     # Under a sequential schedule each block has its part of the steps, and of the warm-up.
     stages = config.blocks if config.schedule == "sequential" else 1
     schedule = learning_rate_schedule(
@@ -72,7 +73,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         config.classifier.classes if objective.takes_labels else None,
         stretched=stretched is not None,
     )
-    rates = _rates(config, rows)
+    rates = _rates(config, rows, losses)
 
     def forward(params, stream, rng):
         # The first use of the key stays with the noise between blocks.
@@ -118,7 +119,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         return block
 
     blocks = [made(objective.of_block(0))]
-    for k in range(1, rows):
+    for k in range(1, losses):
         # Blocks that see the same tokens and learn alike stay one object, and so one compiled loop.
         own, cut, block = objective.of_block(k), objective.cut(k), blocks[-1]
         if own != objective.of_block(k - 1):
@@ -132,10 +133,12 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         objective=objective,
         batch=spec,
         rows=rows,
+        losses=losses,
         depths=config.blocks,
         optimizer=optimizer,
         schedule=schedule,
         **programs(config, blocks, parts, steps),
+        in_host_memory=config.strategy.startswith("streamed"),
         loop=host_loop(blocks, stem=stem, prepare=prepare)
         if config.strategy == "streamed"
         else None,
@@ -143,13 +146,14 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         batches=config.pipeline.batches if stays or config.strategy == "pipelined" else None,
         rates=rates,
         techniques=techniques,
-        shares_head=config.head.shared,
+        shares_head=config.head.shared or rows != losses,
     )
 
 
 def _unlooped(config):
     """Returns what a `HostLoop` cannot do: it knows one update of each block, with a head of its own."""
     chosen = {
+        "strategy=streamed_end_to_end": config.strategy == "streamed_end_to_end",
         f"hybrid.every={config.hybrid.every}": config.hybrid.every,
         f"hybrid.share={config.hybrid.share}": config.hybrid.share,
         f"overlap.window={config.overlap.window}": config.overlap.window > 1,
@@ -163,13 +167,13 @@ def _unlooped(config):
     return tuple(text for text, is_chosen in chosen.items() if is_chosen)
 
 
-def _rates(config, rows):
+def _rates(config, rows, losses):
     depth = config.model.depth
     frozen = 0
     if config.tune_blocks is not None:
         frozen = (config.blocks - config.tune_blocks) * (depth // config.blocks)
     of_blocks = (1.0,) * rows
-    if config.optimizer.block_rates is not None and rows == config.blocks:
+    if config.optimizer.block_rates is not None and losses == config.blocks:
         of_blocks = factors("optimizer.block_rates", config.optimizer.block_rates, rows)
     if not frozen and config.optimizer.layer_decay == 1.0 and set(of_blocks) == {1.0}:
         return None

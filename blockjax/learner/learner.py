@@ -29,7 +29,8 @@ class Learner:
       vit: the encoder.
       objective: the pretext task.
       batch: what a batch holds.
-      rows: gradient-isolated blocks: K, or 1 when the strategy is `end_to_end`.
+      rows: of the stacked states: a block each, K, or 1 under `end_to_end`; under `streamed_end_to_end` a layer each.
+      losses: gradient-isolated blocks: K, or 1 end to end.
       depths: how many there are at which features are read, K under every strategy.
       optimizer: of each block.
       schedule: step -> learning rate.
@@ -38,12 +39,13 @@ class Learner:
       takes_other: whether it does in a step (from 0).
       other_share: in which share of a run's steps it does.
       program_names: what the two are called.
+      in_host_memory: whether the stacked states live there.
       loop: of `streamed` alone, the two functions of `host_loop`, for devices that address no host memory.
       unlooped: fields that such a loop does not do, "hybrid.every=2".
       batches: that a train step takes under `pipelined`; None under the others, which take one.
       rates: what multiplies learning rates; None if nothing does.
       techniques: that couple blocks.
-      shares_head: whether all blocks have one head, which is no part of theirs.
+      shares_head: whether all rows have one head, which is no part of theirs.
       trained: which block (from 0) alone trains in a step (from 0), and how many updates it had; None where all do.
     """
 
@@ -51,6 +53,7 @@ class Learner:
     objective: Objective
     batch: BatchSpec
     rows: int
+    losses: int
     depths: int
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -59,6 +62,7 @@ class Learner:
     takes_other: Callable[[int], bool] | None = None
     other_share: float = 0.0
     program_names: tuple[str, str] = ("", "")
+    in_host_memory: bool = False
     loop: tuple[Callable, Callable] | None = None
     unlooped: tuple[str, ...] = ()
     batches: int | None = None
@@ -67,17 +71,12 @@ class Learner:
     shares_head: bool = False
     trained: Callable[[int], tuple[int, int]] | None = None
 
-    @property
-    def in_host_memory(self) -> bool:
-        """Whether the blocks' states live there, as `streamed` wants it."""
-        return self.loop is not None
-
     def init(self, rng: jax.Array) -> TrainState:
         """Returns the state before the first step. The encoder's start does not depend on the strategy.
 
         What the objective fits to data before training is zero in it.
         """
-        stem_rng, layers_rng, heads_rng = (jax.random.fold_in(rng, i) for i in range(3))
+        stem_rng, layers_rng, heads_rng = _init_keys(rng)
 
         def init_block(index):
             layers = self.vit.init_block(layers_rng, index, self.rows)
@@ -115,6 +114,11 @@ class Learner:
             fitted=None if fitted is None else jnp.zeros(fitted),
             head=head,
         )
+
+    def first_layers(self, rng: jax.Array) -> PyTree:
+        """Returns the encoder's layers as `init` makes them, leaves [depth, ...]."""
+        layers = self.vit.init_layers(_init_keys(rng)[1], 1)
+        return jax.tree.map(lambda leaf: leaf[0], layers)
 
     def _block_optimizer(self, index):
         """Returns the optimizer whose state block `index` begins with."""
@@ -192,12 +196,17 @@ class Learner:
         """Returns the part of a run's state that `backbone` takes."""
         layers = state.blocks.params["layers"]
         if self.shares_head:
-            heads = jax.tree.map(lambda leaf: jnp.stack([leaf] * self.rows), state.head.params)
+            heads = jax.tree.map(lambda leaf: jnp.stack([leaf] * self.losses), state.head.params)
         else:
             heads = state.blocks.params["head"]
         if self.rows != self.depths:
             layers = regroup(layers, self.depths, stacked=2)
         return {"stem": state.stem.params, "layers": layers, "heads": heads}
+
+
+def _init_keys(rng):
+    """Returns the keys of stem, layers and heads."""
+    return tuple(jax.random.fold_in(rng, i) for i in range(3))
 
 
 def run_key(seed: int, name: str) -> jax.Array:

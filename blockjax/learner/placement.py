@@ -109,9 +109,9 @@ class Placement:
         if self.is_looped:
             if self.learner.unlooped:
                 raise ValueError(
-                    f"{self.learner.unlooped[0]}: strategy=streamed does that in one program, and "
+                    f"{self.learner.unlooped[0]} with states in host memory takes one program, and "
                     f"{self.mesh.devices.flat[0].device_kind} does not address its host's memory (pinned_host); set "
-                    "strategy=blockwise"
+                    f"strategy={'blockwise' if self.learner.losses > 1 else 'end_to_end'}"
                 )
             host = SingleDeviceSharding(_host_device(self.mesh.devices.flat[0]))
             return shardings.replace(blocks=jax.tree.map(lambda _: host, shardings.blocks))

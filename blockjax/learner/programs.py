@@ -6,7 +6,14 @@ import jax
 import ml_collections
 
 from blockjax.sharding.rules import gathered
-from blockjax.strategies import DRIVERS, backpropagated, end_to_end, sequential, staying
+from blockjax.strategies import (
+    DRIVERS,
+    backpropagated,
+    end_to_end,
+    sequential,
+    staying,
+    streamed_end_to_end,
+)
 from blockjax.strategies.sequential import trained_block
 
 
@@ -23,6 +30,8 @@ def programs(
     """
     if config.strategy == "end_to_end":
         return {"train_step": end_to_end(*blocks, **parts)}
+    if config.strategy == "streamed_end_to_end":
+        return {"train_step": streamed_end_to_end(*blocks, config.model.depth, **parts)}
     in_host_memory = config.strategy == "streamed"
     if config.strategy != "pipelined" and config.pipeline.batches > 1:
         step = staying(blocks, **parts, gather=gathered, in_host_memory=in_host_memory)

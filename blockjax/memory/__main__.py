@@ -20,6 +20,7 @@ from blockjax.memory.batches import largest_batch
 from blockjax.memory.jobs import Result, run_job
 from blockjax.memory.profiles import MIB, DoesNotFit
 from blockjax.memory.report import report
+from blockjax.strategies import END_TO_END
 from blockjax.workdir.files import write_bytes_atomic, write_json_atomic
 from blockjax.xla.targets import parse_target
 
@@ -180,7 +181,7 @@ def _line(row, index, arguments):
         "microbatches": config.microbatches,
         "decoder": f"{config.decoder.kind} {config.decoder.depth}x{config.decoder.width}",
         "depth": config.model.depth,
-        "blocks": 1 if config.strategy == "end_to_end" else config.blocks,
+        "blocks": 1 if config.strategy in END_TO_END else config.blocks,
         "batch": config.batch_size,
         "target": row.target,
     }

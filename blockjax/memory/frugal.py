@@ -13,6 +13,7 @@ from blockjax.learner.placement import Placement
 from blockjax.memory.profiles import MIB, DoesNotFit, compile_step
 from blockjax.objectives import TASKS
 from blockjax.sharding.mesh import mesh_shape
+from blockjax.strategies import END_TO_END
 
 
 def frugal_changes(config: ml_collections.ConfigDict, devices: int) -> list[dict[str, Any]]:
@@ -34,7 +35,7 @@ def frugal_changes(config: ml_collections.ConfigDict, devices: int) -> list[dict
         ):
             changes = {**changes, "microbatches": microbatches}
             found.append(changes)
-    if config.strategy == "end_to_end":
+    if config.strategy in END_TO_END:
         changes = {**changes, "strategy": "blockwise", "blocks": config.model.depth}
         found.append(changes)
     elif config.blocks < config.model.depth:

@@ -5,8 +5,9 @@ import html
 import math
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import jax
@@ -247,16 +248,17 @@ def _host_link(placement, step):
     if placement.is_looped:  # each block's state comes and goes
         row = jax.tree.map(_device_bytes, learner.abstract_row(), placement.row_shardings)
         return 2 * learner.rows * _total(row)
-    moved = sum(
-        times * host_link_bytes(part.jaxpr)
+    # Counted on whole arrays; each device moves what it holds of them: of activations its part of the batch, of
+    # parameters and optimizer states of one shape the mean of theirs.
+    shares = defaultdict(list)
+    row, of_row = learner.abstract_row(), placement.row_shardings
+    for leaf, sharding in zip(*map(jax.tree.leaves, (row, of_row)), strict=True):
+        shares[leaf.shape].append(math.prod(sharding.shard_shape(leaf.shape)) / leaf.size)
+    of_batch = [1 / (mesh.shape["data"] * mesh.shape["fsdp"])]
+    return sum(
+        times * host_link_bytes(part.jaxpr, lambda shape: fmean(shares.get(shape, of_batch)))
         for part, times in zip(step.traced, step.turns, strict=True)
     )
-    # Counted on whole arrays; each device moves what it holds of them.
-    if not learner.in_host_memory:  # activations only
-        return moved / (mesh.shape["data"] * mesh.shape["fsdp"])
-    state = learner.abstract_state().blocks
-    held = _total(jax.tree.map(_device_bytes, state, placement.shardings.blocks))
-    return moved * held / _total(jax.tree.map(lambda leaf: leaf.size * leaf.dtype.itemsize, state))
 
 
 def _device_bytes(leaf: jax.ShapeDtypeStruct, sharding: Any) -> int:

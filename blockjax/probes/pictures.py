@@ -36,6 +36,15 @@ def reconstruction(
         for technique in feeding:
             stream |= technique.first(state.stem.params, inputs, stream)
         rows = [objective.visible_picture(images, targets)]
+        if learner.losses == 1:
+
+            def one(stream, params):
+                return objective.forward(learner.vit, to_device(params), stream, rng), None
+
+            stream, _ = jax.lax.scan(one, stream, state.blocks.params)
+            head = jax.tree.map(lambda leaf: leaf[-1], learner.backbone_params(state)["heads"])
+            rows.append(objective.picture(head, stream["tokens"], images, targets))
+            return replicated(rows, mesh)
         for k in range(learner.rows):
             params = to_device(read_row(state.blocks.params, k))
             if (cut := objective.cut(k)) is not None:
@@ -51,7 +60,9 @@ def reconstruction(
 
     rows = [images_BHWC / 255.0, *jax.device_get(draw(state, images_BHWC))]
     blocks = (
-        [f"block {k}" for k in range(1, learner.rows + 1)] if learner.rows > 1 else ["end to end"]
+        [f"block {k}" for k in range(1, learner.losses + 1)]
+        if learner.losses > 1
+        else ["end to end"]
     )
     return grid(dict(zip(["image", "visible", *blocks], rows, strict=True)))
 

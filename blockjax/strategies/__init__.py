@@ -11,7 +11,9 @@ from blockjax.strategies.sequential import sequential
 from blockjax.strategies.state import BlockState, TrainState, init_block_state, init_state
 from blockjax.strategies.staying import staying
 from blockjax.strategies.streamed import streamed
+from blockjax.strategies.streamed_end_to_end import streamed_end_to_end
 
+END_TO_END = ("end_to_end", "streamed_end_to_end")  # with one loss
 # Of gradient-isolated blocks; each is `(blocks, *, stem, prepare) -> train_step`.
 DRIVERS = {
     "blockwise": blockwise,
@@ -21,6 +23,7 @@ DRIVERS = {
 
 __all__ = [
     "DRIVERS",
+    "END_TO_END",
     "Block",
     "BlockState",
     "HostLoop",
@@ -38,5 +41,6 @@ __all__ = [
     "sequential",
     "staying",
     "streamed",
+    "streamed_end_to_end",
     "with_stem",
 ]

@@ -22,21 +22,22 @@ def plan(run: Setup) -> str:
     """Returns what a run is going to do: data, devices, start, and parameters of each block."""
     config, learner, abstract = run.config, run.learner, run.abstract_state
     stem = _count(abstract.stem.params)
-    layers = _count(abstract.blocks.params["layers"]) // learner.rows
+    layers = _count(abstract.blocks.params["layers"]) // learner.losses
     if learner.shares_head:
-        head = f"{_count(abstract.head.params):,} in the head that they share"
+        head = f"{_count(abstract.head.params):,} in the head"
+        head += " that they share" if learner.losses > 1 else ""
     else:
         head = f"{_count(abstract.blocks.params['head']) // learner.rows:,} in the head"
     mesh = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
-    each = "" if learner.rows == 1 else "each "
+    each = "" if learner.losses == 1 else "each "
     return (
         f"run         {config.objective}, {config.strategy}, {config.dtype}, {run.steps} steps of "
         f"{config.batch_size} images -> {run.workdir}\n"
         f"data        {run.train_source.description}; {_epochs(run):.3g} epochs\n"
         f"devices     {jax.device_count()} x {jax.devices()[0].device_kind}; mesh {mesh}\n"
         f"start       {config.backbone if run.backbone is not None else 'random numbers'}\n"
-        f"encoder     {config.model.depth} layers of width {config.model.width} in {learner.rows} "
-        f"block{'s' if learner.rows > 1 else ''}; stem {stem:,} parameters\n"
+        f"encoder     {config.model.depth} layers of width {config.model.width} in {learner.losses} "
+        f"block{'s' if learner.losses > 1 else ''}; stem {stem:,} parameters\n"
         f"blocks      {each}{layers:,} parameters in layers, {head}"
     )
 

@@ -61,7 +61,10 @@ class Setup:
         self.abstract_state = self.placement.abstract_state
         self.backbone = None
         if backbone is not None:
-            self.backbone = fitted_params(backbone, self.learner.vit, config.backbone)
+            grown_from = self.learner.first_layers(self.key("init")) if self.config.grow else None
+            self.backbone = fitted_params(
+                backbone, self.learner.vit, config.backbone, grown_from=grown_from
+            )
         self.is_first_process = jax.process_index() == 0
 
     def key(self, name: str) -> jax.Array:

@@ -32,9 +32,10 @@ def start_of(
         differs and both shapes.
     """
     if config.backbone is None:
-        if config.depth_blocks is not None or config.from_scratch:
+        if config.depth_blocks is not None or config.from_scratch or config.grow:
             raise ValueError(
-                "depth_blocks and from_scratch say what to do with a backbone; set backbone to a workdir or weights"
+                "depth_blocks, grow and from_scratch say what to do with a backbone; set backbone to a workdir or "
+                "weights"
             )
         if config.model.preset is None:
             raise ValueError(
@@ -68,13 +69,29 @@ def start_of(
     return config, weights
 
 
-def fitted_params(weights: Weights, vit: ViT, source: str) -> PyTree:
+def fitted_params(
+    weights: Weights, vit: ViT, source: str, grown_from: PyTree | None = None
+) -> PyTree:
     """Returns an encoder's "stem" and "layers" for a run's encoder, with positions of its image size.
+
+    Args:
+      weights: of a backbone.
+      vit: the run's encoder.
+      source: where the weights are from, for errors.
+      grown_from: layers, leaves [depth, ...], of which those above the backbone's follow on them; None: it must have
+        as many as the run's encoder.
 
     Raises:
       UnusableWeights: another width, depth or patch size; names the first tensor that differs and both shapes.
     """
     params = {name: dict(weights.params[name]) for name in ("stem", "layers")}
+    if grown_from is not None:
+        if weights.vit.depth >= vit.depth:
+            raise UnusableWeights(
+                f"backbone {source}: it has {weights.vit.depth} layers, and with grow=True the config's encoder must "
+                f"have more than that, not {vit.depth}; set model.depth, or a smaller depth_blocks, or grow=False"
+            )
+        params["layers"] = jax.tree.map(_grown, params["layers"], jax.device_get(grown_from))
     if vit.learned_positions:
         params["stem"]["positions"] = _resized_positions(weights, vit)
     expected = {
@@ -90,7 +107,8 @@ def fitted_params(weights: Weights, vit: ViT, source: str) -> PyTree:
                 f"backbone {source}: {name} has shape {found.shape}, and the config's encoder (width {vit.width}, "
                 f"depth {vit.depth}, patches of {vit.patch_size} pixels) asks for {leaf.shape}; set the model's sizes "
                 f"to those of the weights: width {weights.vit.width}, depth {weights.vit.depth}, patch_size "
-                f"{weights.vit.patch_size}, or depth_blocks to as many blocks as the config has layers for"
+                f"{weights.vit.patch_size}, or depth_blocks to as many blocks as the config has layers for; grow=True "
+                "puts new layers above fewer"
             )
     return params
 
@@ -104,6 +122,13 @@ def _resized_positions(weights, vit):
     if old.grid == vit.grid:
         return np.asarray(table)
     return resized_positions(table, old.grid, vit.grid)
+
+
+def _grown(kept_L, drawn_L):
+    """Returns one array of all layers, or what does not fit as it is, for the check of shapes to name."""
+    if kept_L.shape[1:] != drawn_L.shape[1:]:
+        return kept_L
+    return np.concatenate([kept_L, drawn_L[len(kept_L) :]])
 
 
 def _blocks_of(path, depth_blocks, depth):

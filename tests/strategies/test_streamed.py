@@ -55,5 +55,5 @@ def test_what_devices_without_host_memory_cannot_do(fields, named, monkeypatch):
     monkeypatch.setattr("blockjax.learner.placement.addresses_host_memory", lambda device: False)
     learner = tiny_learner(strategy="streamed", **{"model.depth": 2, "blocks": 2, **fields})
     placement = Placement(learner, make_mesh((1, 1, 1), jax.devices()[:1]))
-    with pytest.raises(ValueError, match=rf"^{named}: strategy=streamed does that in one program"):
+    with pytest.raises(ValueError, match=rf"^{named} with states in host memory takes one program"):
         _ = placement.shardings

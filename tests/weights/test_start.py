@@ -8,10 +8,13 @@ import pytest
 from blockjax import config as config_lib
 from blockjax.learner.build import make_learner
 from blockjax.models.position import resized_positions, sincos_2d
-from blockjax.weights import Weights, from_tensors, to_tensors
+from blockjax.training.run import Training
+from blockjax.weights import UnusableWeights, Weights, from_tensors, to_tensors
 from blockjax.weights.files import write_tensors
+from blockjax.weights.loading import open_run
 from blockjax.weights.start import fitted_params, start_of
 from configs import finetune
+from tests.tiny import marked_data, tiny_config
 from tests.weights.made import made_weights
 
 
@@ -74,3 +77,42 @@ def test_heads_that_no_file_says_are_those_of_the_config(file, caplog):
     (file.parent / "config.json").write_text('{"num_attention_heads": 2}')
     with pytest.raises(ValueError, match=r"has 2 heads, and not 4; .*model\.heads"):
         started(file, **{"model.heads": 4})
+
+
+@pytest.mark.slow
+def test_layers_grow_above_a_frozen_backbone(tmp_path):
+    """The first block of another run stays as it is; what is above starts as it would without a backbone."""
+    fields = {"mesh.data": -1, "data.flip": False, "data.source": f"arrays:{marked_data(tmp_path)}"}
+    fields |= {"steps": 2}
+    Training(tiny_config(**fields, **{"blocks": 4}), tmp_path / "below").run()
+    grown = {"backbone": str(tmp_path / "below"), "depth_blocks": 1, "tune_blocks": 1, "blocks": 2}
+    with pytest.raises(UnusableWeights, match=r"asks for .*grow=True"):
+        Training(tiny_config(**fields, **grown, **{"model.depth": 2}), tmp_path / "refused")
+    run = Training(
+        tiny_config(**fields, **grown, **{"model.depth": 2, "grow": True, "seed": 1}),
+        tmp_path / "grown",
+    )
+    start = run.backbone["layers"]["mlp"]["Dense_0"]["kernel"]
+    drawn = run.learner.init(run.key("init")).blocks.params["layers"]["mlp"]["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(start[1], drawn[1, 0])
+    run.run()
+    below, above = open_run(tmp_path / "below").params, open_run(tmp_path / "grown").params
+    kernels = [of["layers"]["mlp"]["Dense_0"]["kernel"][:, 0] for of in (below, above)]
+    np.testing.assert_array_equal(kernels[1][0], kernels[0][0])
+    assert np.abs(kernels[1][1] - start[1]).max() > 1e-3
+
+    with pytest.raises(UnusableWeights, match=r"it has 4 layers, .* grow=True .* not 2; set model"):
+        Training(
+            tiny_config(
+                **fields,
+                **{
+                    "backbone": str(tmp_path / "below"),
+                    "grow": True,
+                    "model.depth": 2,
+                    "blocks": 2,
+                },
+            ),
+            tmp_path / "too_shallow",
+        )
+    with pytest.raises(ValueError, match=r"depth_blocks, grow and from_scratch say what"):
+        Training(tiny_config(**fields, grow=True), tmp_path / "without")
