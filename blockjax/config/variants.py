@@ -27,7 +27,8 @@ COUPLINGS = {
 }
 REMATERIALISATIONS = {"remat": "layer", "nested_remat": "nested", "offload": "offload"}
 OPTIONS = (
-    "+remat, +nested_remat, +offload (inputs of layers in host memory), +accumulateN (N microbatches), +unroll, "
+    "+remat, +nested_remat, +offload (inputs of layers in host memory), +accumulateN (N microbatches), "
+    "+stayM (blocks stay for M batches), +unroll, "
     "+mae_decoder (MAE's own: 8 layers of width 512, all patches), "
     f"and of blocks: {', '.join('+' + name for name in COUPLINGS)}"
 )
@@ -44,6 +45,8 @@ def baselines(config: ml_collections.ConfigDict) -> list[str]:
 def vary(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
     """Returns a config under a strategy with options, such as "end_to_end+remat+accumulate4".
 
+    What another strategy cannot have of the config's own settings is set back.
+
     Raises:
       ValueError: an unknown option.
     """
@@ -55,6 +58,7 @@ def vary(config: ml_collections.ConfigDict, variant: str) -> ml_collections.Conf
     if config.strategy in END_TO_END:  # its only block has nothing to be coupled with
         for field, off in SWITCHES.items():
             set_field(config, field, off)
+        config.pipeline.batches = 1
     for option in options:
         if option in COUPLINGS:
             for field, value in COUPLINGS[option].items():
@@ -63,6 +67,8 @@ def vary(config: ml_collections.ConfigDict, variant: str) -> ml_collections.Conf
             config.remat = REMATERIALISATIONS[option]
         elif option.startswith("accumulate") and option[10:].isdigit():
             config.microbatches = int(option[10:])
+        elif option.startswith("stay") and option[4:].isdigit():
+            config.pipeline.batches = int(option[4:])
         elif option == "unroll":
             config.model.unroll = layers_at_once(config, depth(config))
         elif option == "mae_decoder":
