@@ -168,6 +168,7 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.name = "adamw"  # adafactor, lamb, lars, lion, muon, sgd
+    optimizer.in_host_memory = False  # its states of layers, of strategy end_to_end
     optimizer.base_learning_rate = 1.5e-4  # for 256 images; scaled with the batch size
     # Length of the warm-up; the steps count where both are given. Default: 5 % of the steps, MAE's 40 of 800 epochs.
     optimizer.warmup_steps = config_dict.placeholder(int)

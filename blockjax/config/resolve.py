@@ -80,6 +80,11 @@ def resolve(
         stages = mesh_shape(config.mesh, devices)[2]
         config.pipeline.batches = 8 * stages if config.strategy == "pipelined" else 1
     check_stay(config)
+    if config.optimizer.in_host_memory and config.strategy != "end_to_end":
+        raise ValueError(
+            f"optimizer.in_host_memory=True: strategy={config.strategy} has all states there or none; set it to False "
+            "and strategy=streamed, or strategy=end_to_end"
+        )
     if config.strategy == "streamed_end_to_end":
         _check_layer_by_layer(config, objective)
     return config

@@ -28,7 +28,7 @@ COUPLINGS = {
 REMATERIALISATIONS = {"remat": "layer", "nested_remat": "nested", "offload": "offload"}
 OPTIONS = (
     "+remat, +nested_remat, +offload (inputs of layers in host memory), +accumulateN (N microbatches), "
-    "+stayM (blocks stay for M batches), +unroll, "
+    "+stayM (blocks stay for M batches), +host_states (optimizer states in host memory, of end_to_end), +unroll, "
     "+mae_decoder (MAE's own: 8 layers of width 512, all patches), "
     f"and of blocks: {', '.join('+' + name for name in COUPLINGS)}"
 )
@@ -53,6 +53,7 @@ def vary(config: ml_collections.ConfigDict, variant: str) -> ml_collections.Conf
     config = config.copy_and_resolve_references()
     config.strategy, *options = variant.split("+")
     config.remat, config.microbatches, config.model.unroll = "none", 1, 1
+    config.optimizer.in_host_memory = False
     if config.strategy != "pipelined" and config.mesh.block != 1:
         config.mesh.block, config.mesh.data = 1, -1  # the others split the batch over all devices
     if config.strategy in END_TO_END:  # its only block has nothing to be coupled with
@@ -69,6 +70,8 @@ def vary(config: ml_collections.ConfigDict, variant: str) -> ml_collections.Conf
             config.microbatches = int(option[10:])
         elif option.startswith("stay") and option[4:].isdigit():
             config.pipeline.batches = int(option[4:])
+        elif option == "host_states":
+            config.optimizer.in_host_memory = True
         elif option == "unroll":
             config.model.unroll = layers_at_once(config, depth(config))
         elif option == "mae_decoder":

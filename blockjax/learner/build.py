@@ -12,6 +12,7 @@ from blockjax.data.batch import image_batch
 from blockjax.learner.learner import Learner
 from blockjax.learner.optimizer import (
     Rates,
+    from_host,
     layer_rates,
     learning_rate_schedule,
     make_optimizer,
@@ -68,6 +69,8 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         split=split,
     )
 
+    if config.optimizer.in_host_memory:
+        optimizer = from_host(optimizer)
     spec = image_batch(
         stretched or model.image_size,
         config.classifier.classes if objective.takes_labels else None,
@@ -139,6 +142,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         schedule=schedule,
         **programs(config, blocks, parts, steps),
         in_host_memory=config.strategy.startswith("streamed"),
+        host_states=config.optimizer.in_host_memory,
         loop=host_loop(blocks, stem=stem, prepare=prepare)
         if config.strategy == "streamed"
         else None,
@@ -154,6 +158,7 @@ def _unlooped(config):
     """Returns what a `HostLoop` cannot do: it knows one update of each block, with a head of its own."""
     chosen = {
         "strategy=streamed_end_to_end": config.strategy == "streamed_end_to_end",
+        "optimizer.in_host_memory=True": config.optimizer.in_host_memory,
         f"hybrid.every={config.hybrid.every}": config.hybrid.every,
         f"hybrid.share={config.hybrid.share}": config.hybrid.share,
         f"overlap.window={config.overlap.window}": config.overlap.window > 1,

@@ -14,7 +14,7 @@ from blockjax.learner.optimizer import Rates, scaled
 from blockjax.models.backbone import Backbone
 from blockjax.models.vit import ViT, regroup
 from blockjax.objectives import Objective
-from blockjax.sharding.memory_spaces import to_host
+from blockjax.sharding.memory_spaces import host_memory_kinds, to_host
 from blockjax.strategies import BlockState, TrainState, init_block_state
 from blockjax.techniques import Technique
 
@@ -40,6 +40,7 @@ class Learner:
       other_share: in which share of a run's steps it does.
       program_names: what the two are called.
       in_host_memory: whether the stacked states live there.
+      host_states: whether of those only the layers' optimizer states do.
       loop: of `streamed` alone, the two functions of `host_loop`, for devices that address no host memory.
       unlooped: fields that such a loop does not do, "hybrid.every=2".
       batches: that a train step takes under `pipelined`; None under the others, which take one.
@@ -63,6 +64,7 @@ class Learner:
     other_share: float = 0.0
     program_names: tuple[str, str] = ("", "")
     in_host_memory: bool = False
+    host_states: bool = False
     loop: tuple[Callable, Callable] | None = None
     unlooped: tuple[str, ...] = ()
     batches: int | None = None
@@ -95,9 +97,12 @@ class Learner:
             return to_host(state) if self.in_host_memory else state
 
         rows = jnp.arange(self.rows)
-        # One after another where all together may be more than a device holds.
-        one_by_one = self.in_host_memory
-        blocks = jax.lax.map(init_block, rows) if one_by_one else jax.vmap(init_block)(rows)
+        if self.host_states:
+            blocks = jax.tree.map(lambda leaf: leaf[None], init_block(0))
+        elif self.in_host_memory:  # one after another: all together may be more than a device holds
+            blocks = jax.lax.map(init_block, rows)
+        else:
+            blocks = jax.vmap(init_block)(rows)
         stem, fitted = self.vit.init_stem(stem_rng), self.objective.fitted_shape
         extra = self.objective.init_stem_extra(stem)
         for technique in self.techniques:
@@ -140,6 +145,32 @@ class Learner:
         if self.rates is None:
             return self.optimizer
         return scaled(self.optimizer, jnp.float32(self.rates.stem))
+
+    @property
+    def uses_host_memory(self) -> bool:
+        """Whether any part of the stacked states lives there."""
+        return self.in_host_memory or self.host_states
+
+    @property
+    def on_devices(self) -> str:
+        """What to set so that none does."""
+        if self.host_states:
+            return "optimizer.in_host_memory=False"
+        return f"strategy={'blockwise' if self.losses > 1 else 'end_to_end'}"
+
+    def memory_kinds(self) -> BlockState:
+        """Returns "pinned_host" or "device" for each array of the stacked states."""
+        blocks = self.abstract_state().blocks
+        if self.in_host_memory:
+            return host_memory_kinds(blocks)
+
+        def kind(path, leaf):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            is_there = self.host_states and name.startswith("opt_state") and "/layers/" in name
+            # As in `host_memory_kinds`, below the axes of rows and layers.
+            return "pinned_host" if is_there and leaf.ndim > 2 else "device"
+
+        return jax.tree_util.tree_map_with_path(kind, blocks)
 
     @property
     def turns(self) -> tuple[float, ...]:

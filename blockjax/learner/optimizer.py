@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from blockjax.sharding.memory_spaces import to_device, to_host
 from blockjax.sharding.rules import split_as_parameters
 
 PyTree = Any
@@ -136,6 +137,37 @@ def by_layer(optimizer: optax.GradientTransformation) -> optax.GradientTransform
             return optimizer.update(grads, state, params)
         (of_layers, of_others), (layers, others) = _parted(grads), _parted(params)
         of_layers, new_layers = jax.vmap(optimizer.update)(of_layers, state["layers"], layers)
+        of_others, new_others = optimizer.update(of_others, state["others"], others)
+        return {**of_others, "layers": of_layers}, {"layers": new_layers, "others": new_others}
+
+    return optax.GradientTransformation(init, update)
+
+
+def from_host(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns an optimizer that updates one layer of "layers" after another, whose states live in host memory.
+
+    Each layer's comes to the device for its update (ZeRO-Offload, arXiv 2101.06840, updates on the host instead). The
+    state is that of `by_layer`, with "layers" in host memory as `to_host` moves a layer's.
+    """
+
+    def init(params):
+        if "layers" not in params:
+            return optimizer.init(params)
+        layers, others = _parted(params)
+        of_layers = jax.lax.map(lambda layer: to_host(optimizer.init(layer)), layers)
+        return {"layers": of_layers, "others": optimizer.init(others)}
+
+    def update(grads, state, params=None):
+        if "layers" not in grads:
+            return optimizer.update(grads, state, params)
+        (of_layers, of_others), (layers, others) = _parted(grads), _parted(params)
+
+        def one(row):
+            grads, kept, layer = row
+            updates, kept = optimizer.update(grads, to_device(kept), layer)
+            return updates, to_host(kept)
+
+        of_layers, new_layers = jax.lax.map(one, (of_layers, state["layers"], layers))
         of_others, new_others = optimizer.update(of_others, state["others"], others)
         return {**of_others, "layers": of_layers}, {"layers": new_layers, "others": new_others}
 

@@ -12,7 +12,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from blockjax.learner.learner import Learner, PyTree
-from blockjax.sharding.memory_spaces import addresses_host_memory, host_memory_kinds
+from blockjax.sharding.memory_spaces import addresses_host_memory
 from blockjax.sharding.mesh import batch_sharding, put_rows
 from blockjax.sharding.rules import state_shardings, warn_once
 from blockjax.strategies import BlockState, HostLoop, TrainState
@@ -104,18 +104,18 @@ class Placement:
           ValueError: it is to live in host memory, which these devices and processes cannot reach.
         """
         shardings = self._on_devices
-        if not self.learner.in_host_memory:
-            return shardings
         if self.is_looped:
             if self.learner.unlooped:
                 raise ValueError(
                     f"{self.learner.unlooped[0]} with states in host memory takes one program, and "
                     f"{self.mesh.devices.flat[0].device_kind} does not address its host's memory (pinned_host); set "
-                    f"strategy={'blockwise' if self.learner.losses > 1 else 'end_to_end'}"
+                    f"{self.learner.on_devices}"
                 )
             host = SingleDeviceSharding(_host_device(self.mesh.devices.flat[0]))
             return shardings.replace(blocks=jax.tree.map(lambda _: host, shardings.blocks))
-        kinds = host_memory_kinds(self.learner.abstract_state().blocks)
+        if not self.learner.uses_host_memory:
+            return shardings
+        kinds = self.learner.memory_kinds()
         return shardings.replace(
             blocks=jax.tree.map(NamedSharding.with_memory_kind, shardings.blocks, kinds)
         )
@@ -136,7 +136,9 @@ class Placement:
     @property
     def is_looped(self) -> bool:
         """Whether a step is a `HostLoop`: states are to live in host memory, which the devices do not address."""
-        return self.learner.in_host_memory and not addresses_host_memory(self.mesh.devices.flat[0])
+        return self.learner.uses_host_memory and not addresses_host_memory(
+            self.mesh.devices.flat[0]
+        )
 
     def init_for(self, step: Callable, rng: jax.Array) -> TrainState:
         """Returns the first state, born where and how a compiled step wants it; the same numbers on every mesh."""
@@ -178,7 +180,7 @@ class Placement:
         step asks for (see `state_formats`).
         """
         formats = self.shardings
-        if not self.learner.in_host_memory:
+        if not self.learner.uses_host_memory:
             # XLA chooses the layout of the state: with the default one it may copy whole stacks into another and back.
             formats = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), formats)
         return self._trace(self.learner.train_step, batch_size, formats, chosen=True)
@@ -195,7 +197,7 @@ class Placement:
         batch, batch_shardings = self._abstract_batch(batch_size)
         # Where XLA is asked for the layout of some results it chooses that of all. JAX 0.10.2 takes the others to lie
         # row by row all the same, so a transposed [M, K] would be read in the wrong order.
-        is_chosen = chosen and not self.learner.in_host_memory
+        is_chosen = chosen and not self.learner.uses_host_memory
         of_metrics = Format(Layout.AUTO, everywhere) if is_chosen else everywhere
         step = jax.jit(
             train_step,

@@ -17,7 +17,6 @@ from blockjax import config as config_lib
 from blockjax.learner.build import make_learner
 from blockjax.learner.placement import Placement
 from blockjax.objectives import TASKS
-from blockjax.sharding.memory_spaces import host_memory_kinds
 from blockjax.sharding.mesh import make_mesh, mesh_shape
 from blockjax.xla.collectives import read_collectives
 from blockjax.xla.flops import matmul_flops
@@ -181,8 +180,8 @@ def compile_step(
     looped, state = placement.is_looped, learner.abstract_state()
     state_bytes = jax.tree.map(_device_bytes, state, placement.shardings)
     in_host_memory = _total(state_bytes.blocks)  # if it is
-    if learner.in_host_memory:
-        kinds = host_memory_kinds(state.blocks)
+    if learner.uses_host_memory:
+        kinds = learner.memory_kinds()
         on_device = jax.tree.map(
             lambda size, kind: 0 if looped or kind == "pinned_host" else size,
             *(state_bytes.blocks, kinds),
@@ -243,7 +242,7 @@ def profile_compiled(compiled: jax.stages.Compiled) -> MemoryProfile:
 def _host_link(placement, step):
     """Returns the bytes of a step that cross the host link of one device."""
     learner, mesh = placement.learner, placement.mesh
-    if not learner.in_host_memory and learner.vit.remat != "offload":
+    if not learner.uses_host_memory and learner.vit.remat != "offload":
         return 0
     if placement.is_looped:  # each block's state comes and goes
         row = jax.tree.map(_device_bytes, learner.abstract_row(), placement.row_shardings)
@@ -253,7 +252,8 @@ def _host_link(placement, step):
     shares = defaultdict(list)
     row, of_row = learner.abstract_row(), placement.row_shardings
     for leaf, sharding in zip(*map(jax.tree.leaves, (row, of_row)), strict=True):
-        shares[leaf.shape].append(math.prod(sharding.shard_shape(leaf.shape)) / leaf.size)
+        share = math.prod(sharding.shard_shape(leaf.shape)) / leaf.size
+        shares[leaf.shape[1:] if learner.host_states else leaf.shape].append(share)  # of a layer
     of_batch = [1 / (mesh.shape["data"] * mesh.shape["fsdp"])]
     return sum(
         times * host_link_bytes(part.jaxpr, lambda shape: fmean(shares.get(shape, of_batch)))

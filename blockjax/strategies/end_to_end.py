@@ -4,8 +4,16 @@ from collections.abc import Callable
 
 import jax
 
-from blockjax.strategies.block import Block, PyTree
-from blockjax.strategies.blockwise import blockwise
+from blockjax.strategies.block import (
+    Block,
+    PyTree,
+    block_key,
+    block_update,
+    join_states,
+    prepared,
+    split_states,
+    with_stem,
+)
 from blockjax.strategies.state import TrainState
 
 
@@ -19,4 +27,18 @@ def end_to_end(
 
     Args and result are those of `blockwise`; the state has one row, and so has every metric.
     """
-    return blockwise([block], stem=stem, prepare=prepare)
+
+    def train_step(state, batch, rng):
+        inputs, targets = prepared(prepare, block_key(rng, state.step, 0), batch, state.fitted)
+        row, key = jax.tree.map(lambda leaf: leaf[0], state.blocks), block_key(rng, state.step, 1)
+        stem_state = state.stem
+        if stem is None:
+            row, _, metrics = block_update(block, row, inputs, targets, key)
+        else:
+            joint = join_states(stem_state, row)
+            joint, _, metrics = block_update(with_stem(block, stem), joint, inputs, targets, key)
+            stem_state, row = split_states(joint)
+        row, metrics = jax.tree.map(lambda leaf: leaf[None], (row, metrics))
+        return state.replace(step=state.step + 1, stem=stem_state, blocks=row), metrics
+
+    return train_step

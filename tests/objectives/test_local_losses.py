@@ -69,7 +69,7 @@ def train(learner, shape, steps=3):
     mesh = make_mesh(shape, jax.devices()[: int(np.prod(shape))])
     placement = Placement(learner, mesh)
     step = placement.compile(8).call
-    if learner.in_host_memory:
+    if learner.uses_host_memory:
         state = placement.init_for(step, jax.random.key(0))
     else:  # one program on all meshes
         state = jax.device_put(jax.jit(learner.init)(jax.random.key(0)), state_formats(step))
