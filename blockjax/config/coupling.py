@@ -98,6 +98,11 @@ def check_stay(config: ml_collections.ConfigDict) -> None:
       ValueError: the strategy or a coupling needs all blocks at the same batch; or streams change their shape.
     """
     batches = config.pipeline.batches
+    if config.pipeline.host_streams and (batches == 1 or config.strategy == "pipelined"):
+        raise ValueError(
+            "pipeline.host_streams=True: streams wait only where blocks stay for several batches; set it to False, or "
+            f"pipeline.batches above {batches} and strategy=blockwise or streamed"
+        )
     if batches == 1 or config.strategy == "pipelined":
         return
     given = f"pipeline.batches={batches} lets a block train on {batches} batches before the next one does"

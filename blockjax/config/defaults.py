@@ -190,6 +190,9 @@ def default_config() -> ml_collections.ConfigDict:
     # Batches of one program, which all wait on the device. Under `pipelined` those from filling to draining the
     # pipeline, by default 8 for each stage; else those on which a block trains before the next one does, by default 1.
     config.pipeline.batches = config_dict.placeholder(int)
+    config.pipeline.host_streams = (
+        False  # of blocks that stay: the batches' streams wait in host memory
+    )
 
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every = config_dict.placeholder(int)  # steps; default: a tenth of the run

@@ -28,7 +28,8 @@ COUPLINGS = {
 REMATERIALISATIONS = {"remat": "layer", "nested_remat": "nested", "offload": "offload"}
 OPTIONS = (
     "+remat, +nested_remat, +offload (inputs of layers in host memory), +accumulateN (N microbatches), "
-    "+stayM (blocks stay for M batches), +host_states (optimizer states in host memory, of end_to_end), +unroll, "
+    "+stayM (blocks stay for M batches), +host_streams (of these, in host memory), "
+    "+host_states (optimizer states in host memory, of end_to_end), +unroll, "
     "+mae_decoder (MAE's own: 8 layers of width 512, all patches), "
     f"and of blocks: {', '.join('+' + name for name in COUPLINGS)}"
 )
@@ -59,7 +60,7 @@ def vary(config: ml_collections.ConfigDict, variant: str) -> ml_collections.Conf
     if config.strategy in END_TO_END:  # its only block has nothing to be coupled with
         for field, off in SWITCHES.items():
             set_field(config, field, off)
-        config.pipeline.batches = 1
+        config.pipeline.batches, config.pipeline.host_streams = 1, False
     for option in options:
         if option in COUPLINGS:
             for field, value in COUPLINGS[option].items():
@@ -70,6 +71,8 @@ def vary(config: ml_collections.ConfigDict, variant: str) -> ml_collections.Conf
             config.microbatches = int(option[10:])
         elif option.startswith("stay") and option[4:].isdigit():
             config.pipeline.batches = int(option[4:])
+        elif option == "host_streams":
+            config.pipeline.host_streams = True
         elif option == "host_states":
             config.optimizer.in_host_memory = True
         elif option == "unroll":

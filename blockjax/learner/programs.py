@@ -34,7 +34,13 @@ def programs(
         return {"train_step": streamed_end_to_end(*blocks, config.model.depth, **parts)}
     in_host_memory = config.strategy == "streamed"
     if config.strategy != "pipelined" and config.pipeline.batches > 1:
-        step = staying(blocks, **parts, gather=gathered, in_host_memory=in_host_memory)
+        step = staying(
+            blocks,
+            **parts,
+            gather=gathered,
+            in_host_memory=in_host_memory,
+            streams_in_host_memory=config.pipeline.host_streams,
+        )
         return {"train_step": step}
     if config.schedule == "sequential":
         first = sequential(blocks, **parts, steps=steps, in_host_memory=in_host_memory)

@@ -242,8 +242,6 @@ def profile_compiled(compiled: jax.stages.Compiled) -> MemoryProfile:
 def _host_link(placement, step):
     """Returns the bytes of a step that cross the host link of one device."""
     learner, mesh = placement.learner, placement.mesh
-    if not learner.uses_host_memory and learner.vit.remat != "offload":
-        return 0
     if placement.is_looped:  # each block's state comes and goes
         row = jax.tree.map(_device_bytes, learner.abstract_row(), placement.row_shardings)
         return 2 * learner.rows * _total(row)

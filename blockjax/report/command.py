@@ -51,7 +51,8 @@ def what_happened(error: Exception, workdir: str | os.PathLike) -> str | None:
     if "RESOURCE_EXHAUSTED" in text:
         return (
             f"error: out of memory ({text}). Try --config.remat=layer, more --config.blocks, --config.microbatches=4, "
-            "--config.strategy=streamed or a smaller --config.batch_size; `python -m blockjax.memory` compares them."
+            "--config.strategy=streamed, a smaller --config.batch_size, or, where blocks stay, a smaller "
+            "--config.pipeline.batches; `python -m blockjax.memory` compares them."
         )
     if jax.process_count() == 1:
         return None

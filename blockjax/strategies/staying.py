@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from blockjax.sharding.memory_spaces import to_device, to_host
 from blockjax.sharding.mesh import row_by_row
 from blockjax.strategies.block import (
     Block,
@@ -28,6 +29,7 @@ def staying(
     prepare: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]] | None = None,
     gather: Callable[[PyTree], PyTree] = lambda row: row,
     in_host_memory: bool = False,
+    streams_in_host_memory: bool = False,
 ) -> Callable[[TrainState, PyTree, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes a train step of M batches, in the numbers of `blockwise` one batch after another.
 
@@ -43,6 +45,7 @@ def staying(
       gather: applied to a block's state when it begins its stay, after each of its updates, and when it goes; and to
         the stem's.
       in_host_memory: whether the blocks' states live there, as under `streamed`.
+      streams_in_host_memory: whether the M streams wait there, and one at a time is on the device.
 
     Returns:
       `(state, batch, rng) -> (state, metrics)`, to be jitted with the state donated. `batch` is
@@ -66,14 +69,15 @@ def staying(
         def visit(carry, row, block_index, _):
             stem_state, streams = carry
 
-            def one(carry, index):
-                stem_state, row, streams = carry
+            def one(carry, index_and_stream):
+                (stem_state, row, streams), (index, stream) = carry, index_and_stream
+                stream = read_row(streams, index) if stream is None else to_device(stream)
                 inputs, targets = batch_of(index)
                 before = join_states(stem_state, row)
                 updated, stream, metrics = block_update(
                     as_first(block, stem, block_index),
                     before,
-                    (inputs, read_row(streams, index)),
+                    (inputs, stream),
                     targets,
                     block_key(rng, state.step + index, block_index + 1),
                 )
@@ -85,16 +89,27 @@ def staying(
                 new_stem, row = split_states(after)
                 stem_state = gather(stem_after(block_index, new_stem, stem_state))
                 metrics = jax.tree.map(lambda value: jnp.where(is_taken, value, jnp.nan), metrics)
-                return (stem_state, gather(row), write_row(streams, stream, index)), metrics
+                row = gather(row)
+                if streams_in_host_memory:
+                    return (stem_state, row, None), (metrics, to_host(stream))
+                return (stem_state, row, write_row(streams, stream, index)), (metrics, None)
 
-            (stem_state, row, streams), metrics = jax.lax.scan(
-                one, (stem_state, gather(row), streams), jnp.arange(number)
+            waiting = streams if streams_in_host_memory else None
+            held = None if streams_in_host_memory else streams
+            (stem_state, row, held), (metrics, waiting) = jax.lax.scan(
+                one, (stem_state, gather(row), held), (jnp.arange(number), waiting)
             )
+            streams = waiting if streams_in_host_memory else held
             return (gather(stem_state), streams), gather(row), metrics
 
         inputs, _ = jax.eval_shape(batch_of, 0)
         stream = empty_stream(stem, state.stem, inputs, rng)
-        streams = jax.tree.map(lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), stream)
+        if streams_in_host_memory:
+            streams = jax.lax.map(lambda _: to_host(stream), jnp.arange(number))
+        else:
+            streams = jax.tree.map(
+                lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), stream
+            )
         loop = streamed_rows if in_host_memory else rows_in_place
         carry = gather(state.stem), streams
         (stem_state, _), states, metrics = loop(visit, carry, state.blocks, count)

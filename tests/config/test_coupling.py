@@ -142,6 +142,11 @@ def test_sequential_needs_a_step_for_each_block():
         ),
         ({"mask.ratio": 0.25, "mask.schedule": "linear:0.75"}, r"set mask.schedule=constant, or"),
         ({"decoder.block_fractions": "1,1,1,0.5"}, r"leave it out, or set pipeline.batches=1"),
+        (
+            {"pipeline.batches": 1, "pipeline.host_streams": True},
+            r"host_streams=True: .* set it to False, or pipeline.batches above 1 and strategy=",
+        ),
+        ({"pipeline.host_streams": True, "strategy": "pipelined"}, r"host_streams=True: .* False"),
     ],
 )
 def test_blocks_that_cannot_stay_for_several_batches(fields, message):
@@ -159,6 +164,15 @@ def test_nothing_is_coupled_unless_it_is_asked_for():
 def test_a_named_coupling_is_one_that_can_be_had(name):
     config = vary(tiny_config(**{"model.depth": 8}), f"blockwise+{name}")  # halves need two layers
     assert len(couplings(config_lib.resolve(config, devices=1, platform="cpu"))) == 1
+
+
+def test_the_end_to_end_twins_of_a_config_whose_blocks_stay_do_not():
+    config = tiny_config(**{"pipeline.batches": 4, "pipeline.host_streams": True})
+    for strategy in ("end_to_end", "streamed_end_to_end"):
+        twin = config_lib.resolve(vary(config, strategy), devices=1, platform="cpu")
+        assert (twin.pipeline.batches, twin.pipeline.host_streams) == (1, False)
+    stays = vary(tiny_config(), "streamed+stay7+host_streams")
+    assert (stays.pipeline.batches, stays.pipeline.host_streams) == (7, True)
 
 
 def test_the_end_to_end_twin_of_a_coupled_config_has_no_couplings():

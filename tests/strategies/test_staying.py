@@ -92,3 +92,19 @@ def test_a_state_crosses_the_host_link_once_for_all_batches():
     offloaded = Placement(learner_of("mae", **TWO, **fields), make_mesh((1, 1, 1)))
     inputs = 2 * 8 * 5 * 32 * 4  # of two layers, for 8 images of 5 tokens of width 32
     assert compile_step(offloaded, 8)[1].host_link == 2 * inputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["blockwise", "streamed"])
+def test_streams_may_wait_in_host_memory(strategy):
+    """The same numbers; each stream crosses both ways for every block but the one that the last leaves behind."""
+    fields = {"strategy": strategy, "pipeline.batches": 4}
+    check("mae", **fields, **{"pipeline.host_streams": True})
+    moved = []
+    for host_streams in (False, True):
+        more = {"pipeline.host_streams": host_streams}
+        placement = Placement(learner_of("mae", **TWO, **fields, **more), make_mesh((1, 1, 1)))
+        moved.append(compile_step(placement, 8)[1].host_link)
+    stream = 8 * 5 * 32 * 4  # 8 images of 5 tokens of width 32
+    # Each batch's comes and goes with both blocks, and the first were zeros that went there.
+    assert moved[1] - moved[0] == (2 * 2 + 1) * stream
