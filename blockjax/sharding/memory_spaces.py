@@ -29,6 +29,13 @@ def to_host(row: PyTree) -> PyTree:
     )
 
 
+def stacked_in_host_memory(stacked: PyTree) -> PyTree:
+    """Moves stacked arrays of blocks to where `host_memory_kinds` has them; to be called under `jit`."""
+    return jax.tree.map(
+        lambda leaf: jax.device_put(leaf, jax.memory.Space.Host) if leaf.ndim > 1 else leaf, stacked
+    )
+
+
 def to_device(row: PyTree) -> PyTree:
     """Undoes `to_host`."""
     return jax.device_put(row, jax.memory.Space.Device)

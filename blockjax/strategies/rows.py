@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from blockjax.sharding.memory_spaces import to_device, to_host
+from blockjax.sharding.memory_spaces import stacked_in_host_memory, to_device, to_host
 from blockjax.strategies.state import read_row, write_row
 
 PyTree = Any
@@ -54,14 +54,14 @@ def streamed_rows(
     given: PyTree = None,
     reverse: bool = False,
 ) -> tuple[PyTree, PyTree, PyTree]:
-    """Does what `rows_in_place` does, over rows in host memory: each is on the device for its own turn only."""
+    """Does what `rows_in_place` does, over rows in host memory: each is on the device for its own turn only.
 
-    def one(carry, slices):
-        index, given, row = slices
+    (As scanned inputs and outputs they would exist twice there.)
+    """
+
+    def moved(carry, row, index, given):
         carry, row, result = body(carry, to_device(row), index, given)
-        return carry, (None if row is None else to_host(row), result)
+        return carry, None if row is None else to_host(row), result
 
-    carry, (states, results) = jax.lax.scan(
-        one, carry, (jnp.arange(count), given, states), reverse=reverse
-    )
-    return carry, states, results
+    # They are there already; it says so.
+    return rows_in_place(moved, carry, stacked_in_host_memory(states), count, given, reverse)

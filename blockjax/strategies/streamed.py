@@ -3,9 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 
-from blockjax.sharding.memory_spaces import to_device, to_host
 from blockjax.strategies.block import (
     Block,
     PyTree,
@@ -17,6 +15,7 @@ from blockjax.strategies.block import (
     split_states,
 )
 from blockjax.strategies.one_body import as_first, empty_stream, stem_after
+from blockjax.strategies.rows import streamed_rows
 from blockjax.strategies.shared_head import (
     first_sum,
     lending,
@@ -62,14 +61,14 @@ def streamed(
         head = state.head
         own = block if head is None else lending(block)
 
-        def body(carry, index_and_row):
+        def body(carry, row, index, _):
             stem_state, stream, total = carry
-            index, row = index_and_row[0], lent(to_device(index_and_row[1]), head, total)
+            row = lent(row, head, total)
             block_rng = block_key(rng, state.step, index + 1)
             if stem is None:
                 row, stream, metrics = block_update(own, row, stream, targets, block_rng)
                 row, total = returned(row, head)
-                return (stem_state, stream, total), (to_host(row), metrics)
+                return (stem_state, stream, total), row, metrics
 
             # To choose between two whole updates would cost memory: a branch cannot update a block's state in place.
             joint, stream, metrics = block_update(
@@ -82,11 +81,11 @@ def streamed(
             updated, row = split_states(joint)
             row, total = returned(row, head)
             stem_state = stem_after(index, updated, stem_state)
-            return (stem_state, stream, total), (to_host(row), metrics)
+            return (stem_state, stream, total), row, metrics
 
         stream = inputs if stem is None else empty_stream(stem, state.stem, inputs, rng)
-        (stem_state, _, total), (states, metrics) = jax.lax.scan(
-            body, (state.stem, stream, first_sum(head)), (jnp.arange(count), state.blocks)
+        (stem_state, _, total), states, metrics = streamed_rows(
+            body, (state.stem, stream, first_sum(head)), state.blocks, count
         )
         head = trained_head(block, head, total, count)
         new = state.replace(step=state.step + 1, stem=stem_state, blocks=states, head=head)

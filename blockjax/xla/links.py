@@ -13,8 +13,9 @@ def host_link_bytes(
 ) -> float:
     """Returns the bytes that a program moves between the memories of device and host, both ways together.
 
-    Every `jax.device_put` to a memory space counts, as often as it runs (see `blockjax.xla.jaxprs.total`), with the
-    bytes of what it moves, without the compiler's padding.
+    Every `jax.device_put` to another memory space counts, as often as it runs (see `blockjax.xla.jaxprs.total`), with
+    the bytes of what it moves, without the compiler's padding. Arguments are where the shapes that the program was
+    traced with say it.
 
     Args:
       jaxpr: of the whole program.
@@ -26,9 +27,9 @@ def host_link_bytes(
             return None
         targets = equation.params["devices"]
         return sum(
-            variable.aval.size * variable.aval.dtype.itemsize * share(variable.aval.shape)
-            for variable, target in zip(equation.outvars, targets, strict=True)
-            if isinstance(target, jax.memory.Space)
+            source.aval.size * source.aval.dtype.itemsize * share(source.aval.shape)
+            for source, target in zip(equation.invars, targets, strict=True)
+            if isinstance(target, jax.memory.Space) and source.aval.memory_space != target
         )
 
     return total(jaxpr, moved)
