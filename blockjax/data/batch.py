@@ -68,7 +68,7 @@ class BatchSpec:
         """
         return {
             name: np.stack([batch[name] for batch in batches]).reshape(
-                len(batches), -1, *_flat(spec.shape)
+                _stacked(spec.shape, len(batches), len(batches[0][name]))
             )
             for name, spec in self.arrays
         }
@@ -76,7 +76,7 @@ class BatchSpec:
     def abstract_stacked(self, batches: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes and dtypes of what `stacked` makes of so many batches of `size` examples."""
         return {
-            name: jax.ShapeDtypeStruct((batches, size, *_flat(spec.shape)), np.dtype(spec.dtype))
+            name: jax.ShapeDtypeStruct(_stacked(spec.shape, batches, size), np.dtype(spec.dtype))
             for name, spec in self.arrays
         }
 
@@ -94,8 +94,8 @@ class BatchSpec:
         return {name: spec.random(size, rng) for name, spec in self.arrays}
 
 
-def _flat(shape):
-    return (math.prod(shape),) if shape else ()
+def _stacked(shape, batches, size):
+    return (batches, size, math.prod(shape)) if shape else (batches, size)
 
 
 def image_batch(
