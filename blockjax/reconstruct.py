@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from absl import logging
 
-from blockjax.data.decode import CorruptImage, decode, resize_and_center_crop
+from blockjax.data.cut import resize_and_center_crop
+from blockjax.data.decode import CorruptImage
 from blockjax.data.evaluation import evaluation_images
 from blockjax.data.sources import open_source
 from blockjax.data.sources.folder import SUFFIXES
@@ -107,10 +108,9 @@ def _images(run: Run, paths) -> np.ndarray:
     found = []
     for file in files[:_MOST]:
         try:
-            decoded = decode(file.read_bytes())
+            found.append(resize_and_center_crop(file.read_bytes(), side))
         except (CorruptImage, OSError) as error:
             raise CorruptImage(f"{file}: {error}") from error
-        found.append(resize_and_center_crop(decoded, side))
     return np.stack(found)
 
 

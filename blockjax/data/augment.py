@@ -1,11 +1,10 @@
-"""Random crops, translations and flips in numpy and Pillow: one image at a time or a batch."""
+"""Random crops, translations and flips: one image at a time or a batch."""
 
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from blockjax.data.decode import BILINEAR, array_to_rgb, open_picture
+from blockjax.data.cut import Box, cut
 
 _CHUNK = 32  # images at a time: intermediate arrays stay in the processor's cache
 
@@ -151,6 +150,13 @@ def _translate(images_BHWC: np.ndarray, crops: Crops) -> np.ndarray:
     return out_BHWC
 
 
+def _mirrored(image_HWC: np.ndarray) -> np.ndarray:
+    mirrored_HWC = np.empty(image_HWC.shape, image_HWC.dtype)
+    for channel in range(image_HWC.shape[-1]):  # three times as fast as runs of three bytes
+        mirrored_HWC[:, :, channel] = image_HWC[:, ::-1, channel]
+    return mirrored_HWC
+
+
 def _sample_positions(start_B, extent_B, move_B, reverse_B, limit, size):
     """Returns both neighbours of every sample, [B, size], and the weight of the second in 1/128."""
     steps_S = np.arange(size) + 0.5
@@ -183,7 +189,7 @@ def decode_and_crop(
     flip: bool,
     whole: bool = False,
 ) -> tuple[np.ndarray, float]:
-    """Decodes an image of any size and takes a random crop; see `decode` and `draw_crops`.
+    """Decodes an image of any size and takes a random crop; see `cut` and `draw_crops`.
 
     Returns:
       uint8 [size, size, 3], low-pass filtered where the crop is larger; and the crop's aspect, its
@@ -192,16 +198,20 @@ def decode_and_crop(
     Raises:
       CorruptImage: the bytes cannot be decoded.
     """
-    picture = (
-        open_picture(image) if isinstance(image, bytes) else Image.fromarray(array_to_rgb(image))
-    )
-    width, height = picture.size
-    crops = draw_crops(
-        1, height, width, rng, crop_scale=crop_scale, shift=shift, flip=flip, whole=whole
-    )
-    top, left = crops.top_B.item(), crops.left_B.item()
-    right = min(left + crops.width_B.item(), width)
-    bottom = min(top + crops.height_B.item(), height)
-    picture = picture.resize((size, size), BILINEAR, box=(left, top, right, bottom))
+    crops = None
+
+    def draw(height, width):
+        nonlocal crops
+        crops = draw_crops(
+            1, height, width, rng, crop_scale=crop_scale, shift=shift, flip=flip, whole=whole
+        )
+        top, left = crops.top_B.item(), crops.left_B.item()
+        bottom = min(top + crops.height_B.item(), height)
+        right = min(left + crops.width_B.item(), width)
+        return Box(top, left, bottom - top, right - left)
+
+    image_HWC = cut(image, draw, size, size)
     aspect = crops.width_B.item() / crops.height_B.item()
-    return _translate(np.asarray(picture)[None], crops)[0], aspect
+    if crops.down_B.any() or crops.right_B.any():
+        return _translate(image_HWC[None], crops)[0], aspect
+    return _mirrored(image_HWC) if crops.flip_B.item() else image_HWC, aspect

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from absl import logging
-from PIL import Image, ImageOps
+from PIL import Image
 
+from blockjax.data import turbo
 from blockjax.data.iterator import cpu_count
 from blockjax.data.sources.source import Source
 
@@ -38,11 +39,18 @@ def check_readable(source: Source, images: int) -> None:
 def decode_all(
     source: Source,
     indices: np.ndarray,
-    fit: Callable[[np.ndarray], np.ndarray],
+    fit: Callable[[bytes | np.ndarray], np.ndarray],
     shape: tuple[int, int],
     on_corrupt: str,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Decodes the examples at `indices` in threads and brings them to `shape` by `fit`.
+    """Decodes the examples at `indices` in threads, each by `fit`.
+
+    Args:
+      source: the examples.
+      indices: of those to decode.
+      fit: makes uint8 [*shape, 3] of an image, encoded or an array.
+      shape: height and width.
+      on_corrupt: `skip` leaves unreadable images out with a warning; `error` raises.
 
     Returns:
       Images, uint8 [N, *shape, 3], and labels, int32 [N], or None; without the unreadable ones, perhaps none.
@@ -53,7 +61,7 @@ def decode_all(
     def read(place: int) -> Exception | None:
         try:
             example = source[int(indices[place])]
-            images_NHWC[place] = fit(decode(example["image"]))
+            images_NHWC[place] = fit(example["image"])
         except (CorruptImage, OSError) as error:
             return error
         labels_N[place] = example.get("label", 0)
@@ -78,6 +86,7 @@ def decode_all(
     return images_NHWC, labels_N if source.labelled else None
 
 
+_JPEG = ("JPEG", "MPO")  # the second has several pictures; the first is taken
 BILINEAR = Image.Resampling.BILINEAR
 _ORIENTATION = 0x0112  # the EXIF tag; its values that are not upright:
 _UPRIGHT = {
@@ -107,38 +116,8 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
     """
     if isinstance(image, np.ndarray):
         return array_to_rgb(image)
-    return np.asarray(open_picture(image))
-
-
-def resize_and_center_crop(image_HWC: np.ndarray, size: int) -> np.ndarray:
-    """Returns the view of an image that evaluations use: its centre, without randomness.
-
-    An image that has the right size stays as it is. Images of at most 64 pixels keep all of their
-    shorter side. From larger ones a margin is cut off, 224 of 256 pixels remain, as is usual for
-    ImageNet.
-
-    Args:
-      image_HWC: uint8, three channels.
-      size: the side of the result.
-
-    Returns:
-      uint8 [size, size, 3].
-    """
-    height, width, _ = image_HWC.shape
-    if height == width == size:
-        return image_HWC
-    shorter = min(height, width)
-    side = shorter if shorter <= 64 else shorter * size / round(size * 256 / 224)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(Image.fromarray(image_HWC).resize((size, size), BILINEAR, box=box))
-
-
-def fit(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes an image to [height, width, 3]; its centre, where the aspect differs."""
-    if image_HWC.shape[:2] == (height, width):
-        return image_HWC
-    return np.asarray(ImageOps.fit(Image.fromarray(image_HWC), (width, height), BILINEAR))
+    pixels, _ = OpenImage(image).read()
+    return np.asarray(pixels)
 
 
 def image_shape(image: bytes | np.ndarray) -> tuple[int, int]:
@@ -147,38 +126,84 @@ def image_shape(image: bytes | np.ndarray) -> tuple[int, int]:
     Raises:
       CorruptImage: there is no readable header.
     """
-    if isinstance(image, np.ndarray):
-        return image.shape[:2]
-    picture = _open_header(image)
-    width, height = picture.size
-    return (width, height) if _orientation(picture) >= 5 else (height, width)
+    return image.shape[:2] if isinstance(image, np.ndarray) else OpenImage(image).shape
 
 
-def _open_header(encoded: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(encoded))
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly any type for a broken file
-        raise CorruptImage(_reason(encoded, error)) from error
+class OpenImage:
+    """An encoded image of which only the header was read.
 
-
-def open_picture(encoded: bytes) -> Image.Image:
-    """Returns an encoded image as RGB, upright.
-
-    Raises:
-      CorruptImage: the bytes cannot be decoded.
+    Attributes:
+      shape: height and width, upright.
     """
-    picture = _open_header(encoded)
-    try:
-        picture.load()
-        orientation = _orientation(picture)
-        picture = _picture_to_rgb(picture)
-        return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise CorruptImage(_reason(encoded, error)) from error
+
+    def __init__(self, encoded: bytes):
+        """Reads the header.
+
+        Raises:
+          CorruptImage: there is no readable header.
+        """
+        self._encoded = encoded
+        self._picture, self._orientation = None, 1
+        self._stored = turbo.jpeg_shape(encoded) if turbo.INSTALLED else None
+        if self._stored is None:
+            self._open()
+            self._orientation = _orientation(self._picture)
+            width, height = self._picture.size
+            self._stored = height, width
+        self.shape = self._stored[::-1] if self._orientation >= 5 else self._stored
+
+    def _open(self):
+        try:
+            self._picture = Image.open(io.BytesIO(self._encoded))
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's decoders raise nearly any type for a broken file
+            raise CorruptImage(_reason(self._encoded, error)) from error
+
+    def read(self, reduction: int = 1) -> tuple[Image.Image | np.ndarray, int]:
+        """Decodes the image; to be called once.
+
+        Args:
+          reduction: 1, 2, 4 or 8: a JPEG may be decoded at that fraction of its size, as libjpeg can for less work.
+
+        Returns:
+          Upright RGB, a picture or uint8 [H, W, 3], and the reduction that it has: 1 or what was asked for. Its sides
+          are those of the image divided by it, rounded up; pixel i covers the image's pixels from i times it on.
+
+        Raises:
+          CorruptImage: the bytes cannot be decoded.
+        """
+        height, width = self._stored
+        if turbo.INSTALLED and self._is_for_turbo:
+            image_HWC = turbo.decode_jpeg(self._encoded, height, width, reduction)
+            if image_HWC is not None:
+                return self._upright_array(image_HWC), reduction
+        if self._picture is None:
+            self._open()
+        try:
+            reduction = reduction if self._picture.format in _JPEG else 1
+            if reduction > 1:
+                self._picture.draft(None, (width // reduction, height // reduction))
+            self._picture.load()
+            picture = _picture_to_rgb(self._picture)
+            if self._orientation in _UPRIGHT:
+                picture = picture.transpose(_UPRIGHT[self._orientation])
+            return picture, reduction
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise CorruptImage(_reason(self._encoded, error)) from error
+
+    @property
+    def _is_for_turbo(self):
+        picture = self._picture
+        return picture is None or (picture.format in _JPEG and picture.mode in ("RGB", "L"))
+
+    def _upright_array(self, image_HWC):
+        if self._orientation not in _UPRIGHT:
+            return image_HWC
+        picture = Image.fromarray(image_HWC)
+        return np.asarray(picture.transpose(_UPRIGHT[self._orientation]))
 
 
 def _reason(encoded: bytes, error: Exception) -> str:
@@ -201,7 +226,7 @@ def _picture_to_rgb(picture: Image.Image) -> Image.Image:
         picture = Image.fromarray((values_HW >> 8).clip(0, 255).astype(np.uint8))
     elif picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def array_to_rgb(image: np.ndarray) -> np.ndarray:

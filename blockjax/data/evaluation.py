@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from blockjax.data.cut import resize_and_center_crop
 from blockjax.data.decode import (
     check_on_corrupt,
     check_readable,
     decode_all,
-    resize_and_center_crop,
 )
 from blockjax.data.sources.source import Source
 
@@ -22,7 +22,7 @@ def evaluation_images(
 
     Args:
       source: the examples.
-      image_size: the side of the result; `decode.resize_and_center_crop` says what is cut off.
+      image_size: the side of the result; `cut.resize_and_center_crop` says what is cut off.
       limit: read no more than so many, always the same ones, from everywhere in the source.
       on_corrupt: `skip` leaves unreadable images out with a warning; `error` raises.
 

@@ -9,12 +9,12 @@ import numpy as np
 from absl import logging
 
 from blockjax.data import augment
+from blockjax.data.cut import fit
 from blockjax.data.decode import (
     CorruptImage,
     check_on_corrupt,
     check_readable,
     decode_all,
-    fit,
     image_shape,
     refuse_if,
 )

@@ -232,32 +232,3 @@ def test_decode_and_crop_shifts():
     )[0]
     np.testing.assert_array_equal(result, expected)
     assert not np.array_equal(result, image)
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "size", "seen"),
-    [
-        (32, 32, 32, 32),
-        (28, 40, 32, 28),  # small: all of the shorter side
-        (512, 640, 224, 448),  # large: 224 / 256 of it
-        (300, 224, 224, 196),
-    ],
-)
-def test_center_crop(height, width, size, seen):
-    rows, columns = np.mgrid[0:height, 0:width]
-    image = np.stack([rows / height, columns / width, rows * 0], axis=-1) * 255
-    result = decode_lib.resize_and_center_crop(image.astype(np.uint8), size)
-    assert result.shape == (size, size, 3)
-    for axis, side in ((0, height), (1, width)):
-        line = np.moveaxis(result[..., axis].astype(float), axis, 0).mean(axis=1)
-        np.testing.assert_allclose(line.mean(), 127, atol=5)
-        slope = (line[-1] - line[0]) / (size - 1)  # per pixel of the result
-        np.testing.assert_allclose(slope, seen / size / side * 255, rtol=0.06)
-
-
-def test_fit_keeps_the_aspect():
-    image = np.zeros((20, 40, 3), np.uint8)
-    image[:, 10:30] = 200
-    assert decode_lib.fit(image, 10, 10).min() >= 150  # the filter sees a little of the rest
-    assert decode_lib.fit(image, 20, 40) is image
-    assert decode_lib.fit(image, 12, 18).shape == (12, 18, 3)

@@ -44,8 +44,9 @@ class TfdsSource(Source):
         self.labelled = isinstance(label, tfds.features.ClassLabel)
         self.class_names = list(label.names) if self.labelled else None
         try:
+            # Parsed here: TFDS would copy the image's bytes twice, and decode features that nobody reads.
             self._records = builder.as_data_source(
-                split, decoders={self._image: tfds.decode.SkipDecoding()}
+                split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
             )
             len(self._records)  # refuses slices that end before they start
         except (ValueError, AssertionError) as error:
@@ -60,10 +61,12 @@ class TfdsSource(Source):
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
-        record = self._records[int(index)]
-        example = {"image": record[self._image]}
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        record = tf_example_pb2.Example.FromString(self._records[int(index)]).features.feature
+        example = {"image": record[self._image].bytes_list.value[0]}
         if self.labelled:
-            example["label"] = int(record["label"])
+            example["label"] = record["label"].int64_list.value[0]
         return example
 
     @functools.cached_property
