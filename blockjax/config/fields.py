@@ -20,7 +20,7 @@ _KINDS = {
     tuple: ((tuple, list), "a list"),
 }
 # A resumed run may differ in these: they do not touch what is computed.
-_MAY_CHANGE = ("checkpoint", "log", "probe", "data.dir", "mesh", "pipeline")
+_MAY_CHANGE = ("checkpoint", "log", "probe", "data.dir", "data.workers", "mesh", "pipeline")
 
 
 def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None:

@@ -2,14 +2,21 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from blockjax.data.iterator import TrainIterator
 
+_POLL = 0.002  # seconds between two looks at whether the device still works
+
 
 class DevicePrefetch(Iterator[Any]):
-    """Puts batches on the device ahead of time, in a thread of its own."""
+    """Puts batches on the device ahead of time, in a thread of its own.
+
+    Attributes:
+      waited: seconds for which a batch was asked for and not there, and nothing else was to be done.
+    """
 
     def __init__(self, iterator: TrainIterator, put: Callable[[dict], Any], size: int = 2):
         """Starts nothing yet.
@@ -22,17 +29,37 @@ class DevicePrefetch(Iterator[Any]):
         self._iterator, self._put, self._size = iterator, put, size
         self._state = iterator.get_state()
         self._thread = None
+        self.waited = 0.0
 
     def __next__(self) -> Any:
+        return self.take(lambda: False)
+
+    def take(self, is_busy: Callable[[], bool]) -> Any:
+        """Returns the next batch.
+
+        Args:
+          is_busy: whether the device still works on earlier batches, in which time waiting costs nothing.
+        """
         if self._thread is None:
             self._start()
-        batch, state, error = self._ready.get()
+        batch, state, error = self._get(is_busy)
         if error is not None:
             self._join()
             raise error
         self._room.release()
         self._state = state
         return batch
+
+    def _get(self, is_busy):
+        while True:
+            idle_since = None if is_busy() else time.perf_counter()
+            try:
+                return self._ready.get(timeout=_POLL if idle_since is None else None)
+            except queue.Empty:
+                continue
+            finally:
+                if idle_since is not None:
+                    self.waited += time.perf_counter() - idle_since
 
     def _start(self) -> None:
         self._ready = queue.SimpleQueue()

@@ -107,8 +107,8 @@ def resize(
         crop_box=CropBox(
             left - columns.start,
             top - rows.start,
-            _within(left - columns.start, box_width, part_HWC.shape[1]),
-            _within(top - rows.start, box_height, part_HWC.shape[0]),
+            min(box_width, image_HWC.shape[1] - left),
+            min(box_height, image_HWC.shape[0] - top),
         ),
     )
     Resizer().resize(source, target, options)  # not shared: threads may call this at a time
@@ -119,9 +119,3 @@ def _reach(start, extent, size, limit):
     """Returns the pixels that a bilinear filter reads of a box along an axis."""
     reach = max(extent / size, 1)
     return slice(max(0, int(start - reach)), min(limit, math.ceil(start + extent + reach) + 1))
-
-
-def _within(start, extent, limit):
-    """Returns an extent of which rounding does not take the end beyond the limit."""
-    extent = min(extent, limit - start)
-    return extent if start + extent <= limit else math.nextafter(extent, 0)

@@ -1,6 +1,8 @@
 """The metrics of every step: checked, logged, and what they are signs of."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,13 +10,21 @@ import numpy as np
 from blockjax.probes import collapse
 from blockjax.report.progress import Progress
 from blockjax.training.setup import Setup
+from blockjax.training.waiting import Waiting
 from blockjax.workdir.metrics import Writer
 
 
 class MetricsLog:
     """Checks the metrics of every step, and writes every so many."""
 
-    def __init__(self, run: Setup, writer: Writer, progress: Progress, start: int):
+    def __init__(
+        self,
+        run: Setup,
+        writer: Writer,
+        progress: Progress,
+        start: int,
+        waited: Callable[[], float] = lambda: 0.0,
+    ):
         """Drops what the files say of steps after `start`, from which the run goes on.
 
         Args:
@@ -22,6 +32,7 @@ class MetricsLog:
           writer: of metrics.jsonl and events.
           progress: on the screen.
           start: steps done before.
+          waited: tells the seconds for which the devices had nothing to do but wait for a batch, so far.
         """
         self._run, self._writer, self._progress = run, writer, progress
         last = writer.resume_after(start)
@@ -29,6 +40,7 @@ class MetricsLog:
         self._begin = self._since = self._called = time.perf_counter()
         self._since_step = start
         self._warned = set()
+        self._waiting = Waiting(run.config, waited, self._begin)
 
     def steps(self, before, done, metrics, monitored):
         """Takes the metrics of one call, [K] of one step or [n, K] of several, whose time they share equally.
@@ -71,6 +83,7 @@ class MetricsLog:
             "seconds": self._seconds_before + now - self._begin,
             "images_per_second": rate,
             "learning_rate": learner.learning_rate(step - 1),
+            "data/wait_share": self._waiting.share(now),
         }
         # Under end_to_end features are read at K depths, though there is one loss.
         for name, values in [
@@ -81,6 +94,8 @@ class MetricsLog:
             row |= {f"block_{k + 1}/{name}": float(values[k]) for k in blocks}
         self._writer.write(row.pop("step"), row)
         self._progress.update(step, metrics["loss"].tolist(), rate)
+        if warning := self._waiting.warning():
+            self._progress.print(f"warning: step {step}: {warning}")
         objective, progress = learner.objective, step / self._run.steps
         # What is a sign of trouble in the objective's own loss is none in the sum with a technique's terms.
         own = {**metrics, "loss": metrics.get("local_loss", metrics["loss"])}
@@ -97,6 +112,11 @@ class MetricsLog:
             if signs and k not in self._warned:
                 self._warned.add(k)
                 self._progress.print(f"warning: step {step}, block {k + 1}: " + "; ".join(signs))
+
+
+def is_done(metrics: Any) -> bool:
+    """Whether the step that these metrics are of has ended."""
+    return all(leaf.is_ready() for leaf in jax.tree.leaves(metrics))
 
 
 def _check_finite(step, metrics, trained):

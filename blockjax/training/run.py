@@ -16,7 +16,7 @@ from blockjax.memory.profiles import MIB, DoesNotFit, compile_step
 from blockjax.probes import collapse
 from blockjax.report.progress import Progress
 from blockjax.training.data import device_batches
-from blockjax.training.log import MetricsLog
+from blockjax.training.log import MetricsLog, is_done
 from blockjax.training.report import plan, report
 from blockjax.training.setup import Setup
 from blockjax.training.signals import caught_signals
@@ -117,10 +117,10 @@ class Training(Setup):
             Progress(self.steps, start, enabled=self.is_first_process) as progress,
             caught_signals() if jax.process_count() == 1 else contextlib.nullcontext([]) as caught,
         ):
-            log = MetricsLog(self, writer, progress, start)
+            log = MetricsLog(self, writer, progress, start, lambda: batches.waited)
             done, at_once, every = start, self.learner.batches or 1, config.checkpoint.every
             while done < self.steps:
-                batch = next(batches)
+                batch = batches.take(lambda: bool(pending) and not is_done(pending[-1][2]))
                 state, metrics = program_at(train_step, done)(state, batch, key)
                 before, done = done, min(done + at_once, self.steps)
                 pending.append((before, done, metrics, self._monitored(before, done, state, batch)))

@@ -441,6 +441,44 @@ def test_prefetch_hands_errors_on_and_ends():
     assert not any(thread.name == "device-prefetch" for thread in threading.enumerate())
 
 
+def test_prefetch_counts_waiting_while_the_device_is_idle():
+    gate = threading.Semaphore(0)
+
+    class Gated(Counter):
+        def __next__(self):
+            gate.acquire()
+            return super().__next__()
+
+    def release_after(looks):
+        """Is busy for some looks, in which nothing may be counted; then a batch comes a little later."""
+        left = [looks]
+
+        def is_busy():
+            left[0] -= 1
+            if left[0] == 0:
+                threading.Timer(0.1, gate.release).start()
+            return left[0] > 0
+
+        return is_busy
+
+    prefetch = DevicePrefetch(Gated(), lambda number: number)
+    gate.release()
+    assert prefetch.take(lambda: True) == 0
+    assert prefetch.waited == 0.0
+    assert prefetch.take(release_after(50)) == 1  # 50 looks of 2 ms, then 0.1 s
+    assert prefetch.waited > 0.05
+    waited = prefetch.waited
+    threading.Timer(0.1, gate.release).start()
+    assert prefetch.take(lambda: True) == 2
+    assert prefetch.waited == waited
+    gate.release()
+    wait_until(lambda: not prefetch._ready.empty())
+    assert next(prefetch) == 3
+    assert prefetch.waited < waited + 0.05
+    gate.release()  # the thread ends only after a batch
+    prefetch.close()
+
+
 def test_prefetch_of_training_batches(tmp_path, train):
     source = arrays_source(tmp_path)
     expected = take(train(source, batch_size=4, **RICH), 10)

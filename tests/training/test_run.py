@@ -29,6 +29,7 @@ from blockjax.workdir.metrics import read_metrics
 from tests.tiny import images, tiny_config
 
 STEPS = 12
+TIMES = ("seconds", "images_per_second", "data/wait_share")  # what clocks measure
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +76,7 @@ def finished(arrays, tmp_path_factory):
 def comparable(workdir):
     """The rows of metrics.jsonl without what clocks measured."""
     rows = read_metrics(workdir / "metrics.jsonl")
-    return [
-        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows
-    ]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 def final_state(config, workdir, steps=STEPS):
@@ -95,7 +94,8 @@ def test_what_a_run_writes(finished):
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     for row in rows:
         assert row["examples"] == row["step"] * 8
-        assert {"seconds", "images_per_second", "learning_rate"} <= row.keys()
+        assert {*TIMES, "learning_rate"} <= row.keys()
+        assert 0.0 <= row["data/wait_share"] <= 1.0
         assert all(np.isfinite(row[f"block_{k}/loss"]) for k in (1, 2, 3, 4))
     monitored = [row["step"] for row in rows if "block_4/effective_rank" in row]
     assert monitored == [5, 10, STEPS]
