@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from blockjax.benchmark import kernels as kernel_lib
 from blockjax.benchmark import stages as stages_lib
+from blockjax.benchmark.input import input_path
 from blockjax.benchmark.probes import probes
 from blockjax.benchmark.steps import STRATEGIES, pipeline, preparation, step
 from blockjax.config.files import load_config
@@ -13,7 +14,7 @@ from blockjax.config.variants import OPTIONS
 from blockjax.report.table import render_table
 from blockjax.xla.targets import parse_target
 
-BENCHMARKS = ("step", "prepare", "pipeline", "stages", "kernel", "probes")
+BENCHMARKS = ("step", "prepare", "pipeline", "input", "stages", "kernel", "probes")
 
 
 def main() -> None:
@@ -54,6 +55,9 @@ def main() -> None:
         )
     arguments = parser.parse_args()
     try:
+        if arguments.benchmark == "input":
+            input_path(arguments.rounds)
+            return
         if arguments.benchmark == "probes":
             probes(arguments.examples, arguments.width)
             return

@@ -8,7 +8,8 @@ from PIL import Image
 
 from blockjax.data.embedded.compose import read_photos
 
-# So that a file of 500 x 375 pixels has about 110 kB, the mean of ILSVRC2012: Huffman decoding takes time by the byte.
+# So that a file of 500 x 375 pixels has about 100 kB, as those of ILSVRC2012 have: Huffman decoding takes time by the
+# byte.
 QUALITY = 95
 GRAIN = 8.0  # standard deviation, of 255; enlarged photos have no detail of their own
 

@@ -58,6 +58,9 @@ class TrainIterator(Iterator[dict[str, np.ndarray]]):
 
     A batch is a dict with `image`, uint8 [B, S, S, 3]; for labelled sources `label`, int32 [B]; and
     for stretched images `aspect`, float32 [B].
+
+    Attributes:
+      batches: makes the batch at a position.
     """
 
     def __init__(self, batches: Callable[[int], dict], order: Order, workers: int):
@@ -68,7 +71,7 @@ class TrainIterator(Iterator[dict[str, np.ndarray]]):
           order: where the positions are.
           workers: how many processes make batches; 0 means threads of this one.
         """
-        self._batches, self._order, self._workers = batches, order, workers
+        self.batches, self._order, self._workers = batches, order, workers
         self._position = 0
         self._iterator = None
 
@@ -88,7 +91,7 @@ class TrainIterator(Iterator[dict[str, np.ndarray]]):
         threads = max(1, min(8, cpu_count() // max(1, self._workers)))
         # Each thread makes a batch of its own; fewer buffered batches would leave threads idle.
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-        dataset = positions.map(self._batches).to_iter_dataset(options)
+        dataset = positions.map(self.batches).to_iter_dataset(options)
         if self._workers:
             if not flags.FLAGS.is_parsed():  # outside of absl.app; grain's workers read flags
                 flags.FLAGS.mark_as_parsed()

@@ -6,9 +6,16 @@ Data sets of the TFDS catalogue need TensorFlow and a network here, and neither 
 import argparse
 import importlib.util
 import sys
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Sequence
+from pathlib import Path
+
+from absl import logging
 
 from blockjax.data import builders
+from blockjax.data.archives import NEEDED, broken_archives, check_archives
 from blockjax.data.sources.source import DatasetUnavailable
 from blockjax.data.sources.tfds import find_builder
 
@@ -27,7 +34,7 @@ def prepare(spec: str, data_dir: str | None = None, manual_dir: str | None = Non
       The directory of the data set.
 
     Raises:
-      DatasetUnavailable: the data set is unknown, or TensorFlow or files of the user are missing.
+      DatasetUnavailable: the data set is unknown, or TensorFlow or a file of the user is missing or broken.
       ValueError: `spec` names something that needs no preparation.
     """
     kind = builders.EMBEDDED.get(spec.removeprefix("embedded"))
@@ -39,15 +46,27 @@ def prepare(spec: str, data_dir: str | None = None, manual_dir: str | None = Non
             f"{spec!r} cannot be prepared; 'embedded', 'embedded:scenes' and 'tfds:<name>' can."
         )
     builder = find_builder(name, data_dir)
+    folder = Path(builder.data_dir)
     if builders.is_prepared(builder):
-        return str(builder.data_dir)
+        if builder.name in NEEDED and "train" not in builder.info.splits:
+            raise DatasetUnavailable(
+                f"{builder.info.full_name} was prepared in {folder} without its training set: remove that folder, and "
+                "run this command again."
+            )
+        return str(folder)
+    if builder.name in NEEDED:
+        manual_dir = manual_dir or folder.parents[1] / "downloads" / "manual"
+        check_archives(builder.name, manual_dir)
     if importlib.util.find_spec("tensorflow") is None:
         raise DatasetUnavailable(
             f"Preparing {builder.info.full_name} needs TensorFlow, here and only now: "
             "pip install tensorflow-cpu, then run this command again."
         )
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
+    for left in folder.parent.glob(f"incomplete.*_{folder.name}"):
+        logging.warning("%s was left by a preparation that was killed; it can be removed.", left)
     try:
         builder.download_and_prepare(
             file_format="array_record",
@@ -62,7 +81,14 @@ def prepare(spec: str, data_dir: str | None = None, manual_dir: str | None = Non
             f"{builder.info.full_name}: {error}\nPut the files there, or name their directory by "
             "--manual_dir."
         ) from error
-    return str(builder.data_dir)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, tf.errors.OpError) as error:
+        paths = [Path(manual_dir) / file for file in NEEDED.get(builder.name, ())]
+        what = broken_archives(paths, inner=True) or (
+            f"a file that was fetched cannot be read: {error}. Fetch it again, and run this command again; nothing "
+            "half-done is kept."
+        )
+        raise DatasetUnavailable(f"{builder.info.full_name}: {what}") from error
+    return str(folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

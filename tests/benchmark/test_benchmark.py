@@ -4,7 +4,10 @@ import re
 
 import pytest
 
-from blockjax.benchmark import __main__, probes, steps
+from blockjax.benchmark import __main__, input, probes, steps
+from blockjax.benchmark.photos import made_jpegs
+from blockjax.data import turbo
+from blockjax.data.decode import image_shape
 from tests.tiny import tiny_config
 
 
@@ -48,6 +51,36 @@ def test_the_pipeline_beside_the_step(capsys):
         item for item in rows(capsys.readouterr().out).items() if item[0].isdigit()
     ]
     assert float(ratio) == pytest.approx(int(made) / int(taken), rel=0.05)
+
+
+@pytest.mark.slow
+def test_the_input_path(capsys, monkeypatch):
+    before = turbo.INSTALLED
+    monkeypatch.setattr(input, "cpu_count", lambda: 0)
+    input.input_path(1, 32, height=96, width=128)
+    printed = capsys.readouterr().out
+    assert before == turbo.INSTALLED
+    assert re.search(r"JPEGs of 128 x 96 and \d+ kB", printed)
+    numbers = [
+        [float(x) for x in re.findall(r"[\d.]+", line.split("│")[3] + " " + line.split("│")[4])]
+        for line in printed.splitlines()
+        if line.count("│") == 5
+    ]
+    ways = 1 + turbo.INSTALLED
+    assert len(numbers) == 3 * ways
+    for i in range(0, len(numbers), ways):
+        assert numbers[i][1] == 1.0
+        for rate, ratio in numbers[i : i + ways]:
+            assert ratio == pytest.approx(rate / numbers[i][0], rel=0.02)
+    assert re.search(r"│ +0 │ +\d+ │ 1\.000 │", printed)  # workers beside none
+
+
+def test_made_jpegs_are_alike():
+    files = list(made_jpegs(4, 375, 500, seed=3))
+    assert files == list(made_jpegs(4, 375, 500, seed=3)) != list(made_jpegs(4, 375, 500, seed=4))
+    assert {image_shape(file) for file in files} == {(375, 500)}
+    # About four bits a pixel, as photos have that cameras compressed.
+    assert all(60_000 < len(file) < 140_000 for file in files)
 
 
 @pytest.mark.slow
