@@ -186,7 +186,7 @@ def test_a_warmup_may_be_a_share_of_the_run_which_becomes_steps():
 def test_differences_name_fields_and_leave_free_ones():
     a, b = resolve(tiny_config()), resolve(tiny_config())
     b.model.depth, b.log.every, b.checkpoint.keep, b.data.dir = 8, 99, 7, "/elsewhere"
-    b.mesh.fsdp, b.probe.pool = 2, 1
+    b.mesh.fsdp, b.probe.pool, b.data.workers = 2, 1, 3
     found = config_lib.differences(config_lib.to_json(a), config_lib.to_json(b))
     assert found == ["model.depth: 4 -> 8"]
     assert config_lib.differences(config_lib.to_json(a), config_lib.to_json(a)) == []
