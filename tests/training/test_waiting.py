@@ -47,7 +47,7 @@ def test_no_warning_where_little_is_waited():
     meter.step(101.0, 1.0)
     for step in range(1, 50):
         assert meter.step(101.0 + 11 * step, 0.9)[1] is None
-    assert meter.step(700.0, 60.0)[1]  # it still looks
+    assert meter.step(101.0 + 11 * 50, 5.0)[1]  # it is judged by itself
 
 
 @pytest.mark.parametrize(
