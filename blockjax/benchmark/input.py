@@ -46,8 +46,7 @@ def input_path(rounds: int, count: int = 256, *, height: int = 375, width: int =
         }
         rows = []
         for part, (function, places) in parts.items():
-            images = len(places) * (places.step if places.step > 1 else 1)
-            rates = _in_turns(function, places, images, rounds)
+            rates = _in_turns(function, places, len(places) * places.step, rounds)
             rows += [
                 [part, way, round(rate), rate / rates["Pillow"]] for way, rate in rates.items()
             ]
@@ -75,17 +74,14 @@ def _training(source, workers):
 def _in_turns(function, places, images, rounds):
     """Returns images per second of CPU time: the median of each way."""
     ways = {"Pillow": False} | ({"turbo": True} if turbo.INSTALLED else {})
-    seconds, installed = {way: [] for way in ways}, turbo.INSTALLED
-    try:
-        for turn in range(rounds + 1):
-            for way, turbo.INSTALLED in ways.items():
-                start = time.process_time()
-                for place in places:
-                    function(place)
-                if turn:  # the first warms up
-                    seconds[way].append(time.process_time() - start)
-    finally:
-        turbo.INSTALLED = installed
+    seconds = {way: [] for way in ways}
+    for turn in range(rounds + 1):
+        for way, turbo.INSTALLED in ways.items():  # the last is what is installed
+            start = time.process_time()
+            for place in places:
+                function(place)
+            if turn:  # the first warms up
+                seconds[way].append(time.process_time() - start)
     return {way: images / float(np.median(values)) for way, values in seconds.items()}
 
 

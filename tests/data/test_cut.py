@@ -224,6 +224,8 @@ def test_boxes_that_end_with_the_image(path):
         extent = rng.uniform(0.1, 1) * height
         box = Box(height - extent, 0.0, extent, float(width))
         assert cut_box(picture, box, 8).shape == (8, 8, 3)
+        box = Box(0.0, height - extent, float(width), extent)
+        assert cut_box(picture.swapaxes(0, 1), box, 8).shape == (8, 8, 3)
     for seed in range(20):
         image, _ = augment.decode_and_crop(
             data, 16, np.random.default_rng(seed), crop_scale=(0.9, 1), shift=0, flip=False

@@ -297,7 +297,7 @@ def test_only_corrupt_images(tmp_path, train, warnings):
 
 
 def in_memory(iterator):
-    return isinstance(iterator._batches, train_lib._MemoryBatches)
+    return isinstance(iterator.batches, train_lib._MemoryBatches)
 
 
 def test_what_is_kept_in_memory(tmp_path, train, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from absl import logging
 from PIL import Image
 
+from blockjax.data.embedded.compose import read_digits
 from blockjax.data.sources import open_source
 from blockjax.data.sources.source import DatasetUnavailable
 
@@ -307,6 +308,8 @@ def test_tfds_splits(prepared_dir):
     whole, tail = opened("test"), opened("test[10%:]")
     assert tail[5] == whole[105]
     assert tail[5]["image"].startswith(b"\x89PNG")
+    _, digits = read_digits()
+    np.testing.assert_array_equal(np.sort(whole.labels), np.sort(digits[4000:]))
     assert pickle.loads(pickle.dumps(tail))[5] == tail[5]
     assert "record 5" in tail.name(5)
     with pytest.raises(DatasetUnavailable, match=r"no split 'val'; it has test, train.*_split"):
