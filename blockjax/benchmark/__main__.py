@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from blockjax.benchmark import estimates as estimate_lib
 from blockjax.benchmark import kernels as kernel_lib
 from blockjax.benchmark import stages as stages_lib
 from blockjax.benchmark.input import input_path
@@ -14,7 +15,7 @@ from blockjax.config.variants import OPTIONS
 from blockjax.report.table import render_table
 from blockjax.xla.targets import parse_target
 
-BENCHMARKS = ("step", "prepare", "pipeline", "input", "stages", "kernel", "probes")
+BENCHMARKS = ("step", "prepare", "pipeline", "input", "stages", "kernel", "probes", "estimates")
 
 
 def main() -> None:
@@ -23,12 +24,16 @@ def main() -> None:
         prog="python -m blockjax.benchmark", description=__doc__, epilog=f"options: {OPTIONS}"
     )
     parser.add_argument("benchmark", choices=BENCHMARKS)
-    parser.add_argument("--config", default="configs/quickstart.py")
+    parser.add_argument(
+        "--config",
+        action="append",
+        help="default: configs/quickstart.py; of estimates, which takes several, three small ones",
+    )
     parser.add_argument("--rounds", type=int, default=10, help="how often each variant is timed")
     parser.add_argument(
         "--strategies",
-        default=",".join(STRATEGIES),
-        help="of step, with commas between; all are compared with the first (default: %(default)s)",
+        help="of step, with commas between; all are compared with the first (default: "
+        f"{','.join(STRATEGIES)}); of estimates (default: {','.join(estimate_lib.STRATEGIES)})",
     )
     for name, default, text in (
         ("targets", "local", "devices to compile for, with commas between: h100, v5e, ..."),
@@ -71,9 +76,14 @@ def main() -> None:
                 arguments.cases.split(";"),
             )
             return
-        config = load_config(arguments.config)
+        chosen = arguments.strategies and arguments.strategies.split(",")
+        if arguments.benchmark == "estimates":
+            configs = arguments.config or estimate_lib.CONFIGS
+            estimate_lib.estimates(configs, chosen or estimate_lib.STRATEGIES, arguments.rounds)
+            return
+        config = load_config(arguments.config[-1] if arguments.config else "configs/quickstart.py")
         if arguments.benchmark == "step":
-            step(config, arguments.rounds, arguments.strategies.split(","))
+            step(config, arguments.rounds, chosen or STRATEGIES)
         elif arguments.benchmark == "prepare":
             preparation(config, arguments.rounds)
         else:

@@ -1,7 +1,7 @@
 """How long a train step takes, what of it goes into preparing the batch, and how fast the host makes batches."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
@@ -12,6 +12,7 @@ from blockjax.data.sources import open_source
 from blockjax.memory.profiles import MIB, compile_step, place_config
 from blockjax.report.table import render_table
 from blockjax.training.data import host_batches
+from blockjax.xla.rates import Rates
 
 # The first is what all others are compared with.
 STRATEGIES = (
@@ -26,7 +27,7 @@ STRATEGIES = (
 
 def step(config: ml_collections.ConfigDict, rounds: int, strategies: Sequence[str]) -> None:
     """Prints each strategy's step time as a ratio to the first: medians of steps taken in turns."""
-    runners = {name: _Runner(vary(config, name)) for name in strategies}
+    runners = {name: Runner(vary(config, name)) for name in strategies}
     times = {name: [] for name in runners}
     for _ in range(rounds):
         for name, runner in runners.items():
@@ -38,7 +39,7 @@ def step(config: ml_collections.ConfigDict, rounds: int, strategies: Sequence[st
         f"step time, {jax.devices()[0].device_kind}, batch {config.batch_size}, {rounds} rounds",
         ["strategy", "ms", f"time / {strategies[0]}", "scratch MiB"],
         [
-            [name, round(1000 * t), t / base, round(runners[name].temp / MIB)]
+            [name, round(1000 * t), t / base, round(runners[name].profile.temp / MIB)]
             for name, t in medians.items()
         ],
     )
@@ -46,7 +47,7 @@ def step(config: ml_collections.ConfigDict, rounds: int, strategies: Sequence[st
 
 def preparation(config: ml_collections.ConfigDict, rounds: int) -> None:
     """Prints what the objective's views, tiles or masks take of a step, of which they are a part: medians, in turns."""
-    runner = _Runner(config)
+    runner = Runner(config)
     runner.preparation_seconds()  # compiles
     times = {"prepare": [], "step": []}
     for _ in range(rounds):
@@ -71,7 +72,7 @@ def pipeline(config: ml_collections.ConfigDict, rounds: int) -> None:
         next(batches)
     made = count * resolved.batch_size / (time.perf_counter() - start)
     batches.close()
-    runner = _Runner(config)
+    runner = Runner(config)
     taken = resolved.batch_size / float(np.median([runner.seconds() for _ in range(rounds)]))
     render_table(
         f"host pipeline and train step, {data.source}, batch {resolved.batch_size}",
@@ -80,14 +81,17 @@ def pipeline(config: ml_collections.ConfigDict, rounds: int) -> None:
     )
 
 
-class _Runner:
-    """A compiled train step with its state, on one random batch."""
+class Runner:
+    """A compiled train step with its state, on one random batch.
 
-    def __init__(self, config):
+    Attributes:
+      profile: of the step; with an estimate of its time where rates are given.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, rates: Rates | None = None):
         placement, config = place_config(config, jax.devices())
         learner = placement.learner
-        self._step, profile = compile_step(placement, config.batch_size)
-        self.temp = profile.temp
+        self._step, self.profile = compile_step(placement, config.batch_size, rates=rates)
         self._state = placement.init_for(self._step, jax.random.key(0))
         self._made = learner.batch.random(config.batch_size)
         self._batches = learner.batches or 1
@@ -101,13 +105,14 @@ class _Runner:
         self._fitted = () if fitted is None else (np.asarray(fitted),)
         self.seconds()  # the first step warms up
 
-    def seconds(self):
-        start = time.perf_counter()
+    def seconds(self, clock: Callable[[], float] = time.perf_counter) -> float:
+        """Takes a step; returns the seconds of a batch."""
+        start = clock()
         self._state, _ = self._step(self._state, self._batch, self._key)
         jax.block_until_ready(self._state)
-        return (time.perf_counter() - start) / self._batches
+        return (clock() - start) / self._batches
 
-    def preparation_seconds(self):
+    def preparation_seconds(self) -> float:
         """Measures `Objective.prepare` by itself."""
         start = time.perf_counter()
         jax.block_until_ready(self._prepare(jax.random.key(1), self._made, *self._fitted))

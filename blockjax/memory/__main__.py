@@ -17,17 +17,27 @@ from blockjax import config as config_lib
 from blockjax.config.variants import BASELINES, OPTIONS, baselines, vary
 from blockjax.memory import plot
 from blockjax.memory.batches import largest_batch
-from blockjax.memory.jobs import Result, run_job
+from blockjax.memory.jobs import Result, local_rates, run_job
+from blockjax.memory.plan import lines as plan_lines
+from blockjax.memory.plan import make_plan, parse_size, show_plan
 from blockjax.memory.profiles import MIB, DoesNotFit
 from blockjax.memory.report import report
+from blockjax.memory.search import Limits
+from blockjax.memory.settings import check_stay_fits_run
 from blockjax.strategies import END_TO_END
 from blockjax.workdir.files import write_bytes_atomic, write_json_atomic
 from blockjax.xla.targets import parse_target
 
 _EPILOG = f"""
 strategies: end_to_end or blockwise, with options behind: {OPTIONS}.
+~ms a batch is an estimate: the longest of matrix products or memory, host link and collectives, at the best rates that
+  the maker names (measured ones for local), as if they overlapped; ~ms in turn is their sum. Real steps take longer.
 targets: local (the attached devices), t4, v100, a100-40, a100, l4, h100, h200 (h100:8 for eight),
   v4, v5e, v5p, v6e, tpu7x (one chip; v5e:4x4 for a slice). TPUs need the extra tpu, GPUs the extra cuda.
+--plan chooses strategy, rematerialisation, blocks (K), batches for which a block stays (M) and microbatches. The batch
+  stays the config's, as the learning rate is scaled with it; microbatches make it fit. --batch 64,256 lets it choose
+  from several. Blocks and strategy change what is learned: --blocks and --strategies fix them. It compiles the fastest
+  setting by the estimate first, and goes on until three fit, which takes about a minute for each.
 example: python -m blockjax.memory --config configs/bim.py:model=s16,batch=64,blocks=12,data=embedded --targets h100,v5e
 """
 
@@ -55,15 +65,21 @@ def main() -> None:
     add("--config", action="append", required=True, metavar="FILE[:ARGUMENTS]", help="may be given several times; "
         "--config.FIELD=VALUE changes a field of all")  # fmt: skip
     add("--targets", "--target", default="local", help="what to compile for, with commas between")
-    add("--strategies", default="blockwise,blockwise+remat", help="with commas between; see below")
+    add(
+        "--strategies",
+        help="with commas between; see below (default: blockwise,blockwise+remat; of --plan all)",
+    )
     add("--no-baselines", action="store_true", help=f"leave out {', '.join(BASELINES)}")
     add("--depths", default="", help="such as 12,24,48; layers per block stay the config's")
-    add("--batch", type=int, help="images per step, over all devices")
+    add(
+        "--batch",
+        help="images per step, over all devices; of --plan several, with commas between, to choose from",
+    )
     add("--max-batch", action="store_true", help="find the largest batch that fits")
     add(
         "--measure",
         action="store_true",
-        help="also run a few steps (target local) and show what they took",
+        help="also run a few steps (target local) and show what they took, memory and time",
     )
     add("--breakdown", action="store_true", help="name the largest buffers at the peak")
     add("--json", type=Path, metavar="FILE", help="write all figures, in bytes")
@@ -76,12 +92,42 @@ def main() -> None:
         help="also arguments, outputs, alias, code, host, collectives",
     )
     add("--jobs", type=int, default=1, help="processes that compile at the same time")
+    add(
+        "--plan",
+        nargs="?",
+        const="",
+        metavar="MEMORY",
+        help="find the fastest setting that fits so much memory of a device (16GiB; default: what it has)",
+    )
+    add(
+        "--host-memory",
+        metavar="MEMORY",
+        help="of --plan: what each device may use of its host's (default: any)",
+    )
+    add(
+        "--blocks",
+        help="of --plan: numbers of blocks (K) to choose from, with commas between (default: doublings)",
+    )
+    add(
+        "--compiles",
+        type=int,
+        default=20,
+        metavar="N",
+        help="of --plan: at most so many programs (default: 20)",
+    )
     arguments, rest = parser.parse_known_args()
     try:
-        rows = _rows(arguments, _overrides(rest))
+        changes = _overrides(rest)
+        if arguments.plan is not None:
+            _plan(arguments, changes)
+            return
+        rows = _rows(arguments, changes)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    found = _run(rows, arguments)
+    rates = None
+    if any(row.target == "local" for row in rows):
+        rates = _local_rates()
+    found = _run(rows, arguments, rates)
     report(
         found,
         max_batch=arguments.max_batch,
@@ -100,6 +146,57 @@ def main() -> None:
         sys.exit(1)
 
 
+def _local_rates():
+    print("measuring the rates of the attached devices, for estimates of the time", flush=True)
+    return local_rates()
+
+
+def _plan(arguments, changes):
+    """Looks for the fastest settings that fit, and prints them."""
+    if len(arguments.config) > 1 or "," in arguments.targets:
+        raise ValueError("--plan takes one --config and one of --targets")
+    for name in ("depths", "max_batch", "measure", "breakdown", "plot", "timeline", "dump"):
+        if getattr(arguments, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} does not go with --plan; run it on what --plan finds"
+            )
+    if arguments.compiles < 1:
+        raise ValueError(f"--compiles must be at least 1, not {arguments.compiles}")
+    source, target = arguments.config[0], parse_target(arguments.targets).name
+    sizes = {"--plan": arguments.plan, "--host-memory": arguments.host_memory}
+    limits = Limits(*(parse_size(name, text) if text else None for name, text in sizes.items()))
+    config = _changed(source, changes)
+    options = {
+        "strategies": [name for name in (arguments.strategies or "").split(",") if name],
+        "blocks": _numbers("--blocks", arguments.blocks),
+        "batches": _numbers("--batch", arguments.batch),
+    }
+    rates = _local_rates() if target == "local" else None
+    plan = make_plan(config, target, rates, limits, **options, most=arguments.compiles)
+    show_plan(plan, source, config, target)
+    if arguments.json:
+        write_json_atomic(arguments.json, plan_lines(plan))
+
+
+def _changed(source, changes):
+    from blockjax.config.files import load_config
+
+    config = load_config(source)
+    for field, value in changes.items():
+        config_lib.set_field(config, field, value)
+    return config
+
+
+def _numbers(option, text):
+    try:
+        found = [int(number) for number in (text or "").split(",") if number]
+    except ValueError as error:
+        raise ValueError(f"{option} {text!r}: numbers with commas between") from error
+    if any(number < 1 for number in found):
+        raise ValueError(f"{option} {text!r}: numbers are at least 1")
+    return found
+
+
 def _overrides(rest):
     changes = {}
     for text in rest:
@@ -115,29 +212,27 @@ def _overrides(rest):
 
 
 def _rows(arguments, changes):
-    from blockjax.config.files import load_config
-
     if arguments.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, not {arguments.jobs}")
     targets = [parse_target(name).name for name in arguments.targets.split(",")]
     if arguments.measure and set(targets) != {"local"}:
         raise ValueError("--measure runs the step on the attached device: --targets local")
-    rows = []
+    for name in ("host_memory", "blocks"):
+        if getattr(arguments, name):
+            raise ValueError(f"--{name.replace('_', '-')} goes with --plan only")
+    rows, batch = [], _numbers("--batch", arguments.batch)
+    if len(batch) > 1:
+        raise ValueError("--batch takes several numbers with --plan only")
     for source, target in itertools.product(arguments.config, targets):
-        base = load_config(source)
-        for field, value in changes.items():
-            config_lib.set_field(base, field, value)
-        if arguments.batch is not None:
-            base.batch_size = arguments.batch
+        base = _changed(source, changes)
+        if batch:
+            base.batch_size = batch[0]
+        check_stay_fits_run(base)
         variants = [] if arguments.no_baselines else baselines(base)
-        variants += [v for v in arguments.strategies.split(",") if v and v not in variants]
+        chosen = arguments.strategies or "blockwise,blockwise+remat"
+        variants += [v for v in chosen.split(",") if v and v not in variants]
         depth = config_lib.depth(base)
-        try:
-            depths = [int(d) for d in arguments.depths.split(",") if d] or [depth]
-        except ValueError as error:
-            raise ValueError(
-                f"--depths {arguments.depths!r}: numbers with commas between"
-            ) from error
+        depths = _numbers("--depths", arguments.depths) or [depth]
         for layers, variant in itertools.product(depths, variants):
             config = base.copy_and_resolve_references()
             config.model.depth = layers
@@ -146,11 +241,11 @@ def _rows(arguments, changes):
     return rows
 
 
-def _run(rows, arguments):
+def _run(rows, arguments, rates):
     """Compiles all rows, shows each when it is there, and writes the JSON file anew each time."""
     found, begin = [None] * len(rows), time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        futures = {pool.submit(_line, row, i, arguments): i for i, row in enumerate(rows)}
+        futures = {pool.submit(_line, row, i, arguments, rates): i for i, row in enumerate(rows)}
         for done, future in enumerate(concurrent.futures.as_completed(futures), start=1):
             line = found[futures[future]] = future.result()
             left = (time.monotonic() - begin) / done * (len(rows) - done)
@@ -170,8 +265,8 @@ def _run(rows, arguments):
     return found
 
 
-def _line(row, index, arguments):
-    """Returns one line of the JSON file."""
+def _line(row, index, arguments, rates=None):
+    """Returns one line of the JSON file; `rates` are those of local."""
     config = row.config
     line: dict[str, Any] = {
         "config": row.source,
@@ -194,7 +289,12 @@ def _line(row, index, arguments):
     try:
         try:
             result = run_job(
-                config, row.target, measure=arguments.measure, breakdown=wanted, dump=dump
+                config,
+                row.target,
+                measure=arguments.measure,
+                breakdown=wanted,
+                dump=dump,
+                rates=rates if row.target == "local" else None,
             )
         except DoesNotFit as error:
             line |= {"fits": False, "total_device_bytes": error.needed, "refused": str(error)}
@@ -234,7 +334,15 @@ def _figures(result: Result):
         "limit_bytes": p.limit,
         "fits": p.fits,
         "compile_seconds": round(p.compile_seconds, 1),
+        "batches": p.batches,
     }
+    if p.estimate is not None:
+        figures["estimated_seconds"] = p.estimate.seconds
+        figures["estimated_seconds_in_turn"] = p.estimate.seconds_in_turn
+        figures["estimated_limit"] = p.estimate.limit
+        figures["estimated_parts"] = dataclasses.asdict(p.estimate)
+    if result.seconds is not None:
+        figures["measured_seconds"] = result.seconds
     if result.measured is not None:
         figures["measured_bytes"] = result.measured
     if result.breakdown is not None:

@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -21,6 +21,9 @@ from blockjax.sharding.mesh import make_mesh, mesh_shape
 from blockjax.xla.collectives import read_collectives
 from blockjax.xla.flops import matmul_flops
 from blockjax.xla.links import host_link_bytes
+from blockjax.xla.rates import Rates
+from blockjax.xla.roofline import Estimate, estimate
+from blockjax.xla.work import work
 
 MIB = 2**20
 
@@ -66,6 +69,8 @@ class MemoryProfile:
       devices: over which the step is split.
       limit: bytes that the device can hand out, where known.
       compile_seconds: what compiling took.
+      batches: that a step takes.
+      estimate: of the time of a batch, where rates were given.
     """
 
     argument: int
@@ -85,6 +90,8 @@ class MemoryProfile:
     devices: int = 1
     limit: int | None = None
     compile_seconds: float = 0.0
+    batches: int = 1
+    estimate: Estimate | None = None
 
     @property
     def total(self) -> int:
@@ -150,7 +157,7 @@ def place_config(
 
 
 def compile_step(
-    placement: Placement, batch_size: int, limit: int | None = None
+    placement: Placement, batch_size: int, limit: int | None = None, rates: Rates | None = None
 ) -> tuple[Callable, MemoryProfile]:
     """Compiles a train step and returns it with its profile.
 
@@ -158,6 +165,7 @@ def compile_step(
       placement: the learner on its mesh.
       batch_size: over all devices.
       limit: bytes that a device can hand out, where known.
+      rates: of a device; with them comes an estimate of the time.
 
     Raises:
       DoesNotFit: the compiler refuses, since the device has too little memory.
@@ -177,29 +185,14 @@ def compile_step(
         for found in read_collectives(program.as_text()) if mesh.size > 1 else ():
             counts[found.kind] += 1
             sizes[found.kind] += found.size * found.turns * times
-    looped, state = placement.is_looped, learner.abstract_state()
-    state_bytes = jax.tree.map(_device_bytes, state, placement.shardings)
-    in_host_memory = _total(state_bytes.blocks)  # if it is
-    if learner.uses_host_memory:
-        kinds = learner.memory_kinds()
-        on_device = jax.tree.map(
-            lambda size, kind: 0 if looped or kind == "pinned_host" else size,
-            *(state_bytes.blocks, kinds),
-        )
-        state_bytes = state_bytes.replace(blocks=on_device)
-    parts = [
-        part
-        for part in (state_bytes.stem, state_bytes.blocks, state_bytes.head)
-        if part is not None
-    ]
-    batch = batch_size * learner.batch.example_bytes * (learner.batches or 1)
-    batch //= mesh.shape["data"] * mesh.shape["fsdp"]
+    held = held_bytes(placement, batch_size)
+    looped, batch = placement.is_looped, held.batch
     if looped:
         row = jax.tree.map(_device_bytes, learner.abstract_row(), placement.row_shardings)
         row = _total(row)
         # Beside a program's arguments the next block's state, the last one's, and what only block 1 takes.
-        beside = (row, 2 * row + _total(state_bytes.stem) + batch)
-        profile = _largest(map(profile_compiled, step.programs), beside, in_host_memory)
+        beside = (row, 2 * row + held.stem + batch)
+        profile = _largest(map(profile_compiled, step.programs), beside, held.host)
     else:
         profiles = [profile_compiled(program) for program in step.programs]
         profile = max(profiles, key=lambda profile: profile.total)
@@ -209,19 +202,106 @@ def compile_step(
             profile = dataclasses.replace(profile, programs=of_programs)
     return step.call, dataclasses.replace(
         profile,
-        parameters=_total([part.params for part in parts]),
-        optimizer=_total([part.opt_state for part in parts]),
+        parameters=held.parameters,
+        optimizer=held.optimizer,
         batch=batch,
         flops=sum(
             times * matmul_flops(part.jaxpr)
             for part, times in zip(step.traced, step.turns, strict=True)
         ),
-        host_link=round(_host_link(placement, step) / (learner.batches or 1)),
+        host_link=round(_host_link(placement, step.traced, step.turns) / (learner.batches or 1)),
         collectives=dict(counts),
         collective_bytes={kind: round(size) for kind, size in sizes.items()},
         devices=mesh.size,
         limit=limit,
         compile_seconds=seconds,
+        batches=learner.batches or 1,
+        estimate=rates and estimate_step(placement, step.traced, step.turns, rates, sizes),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Bytes of what a step takes on one device, which is known without compiling, and without padding.
+
+    Attributes:
+      parameters: on the device.
+      optimizer: its state on the device.
+      batch: the images, of all batches that a step takes.
+      stem: the part of parameters and optimizer state that is the stem's.
+      host: states in host memory.
+    """
+
+    parameters: int
+    optimizer: int
+    batch: int
+    stem: int
+    host: int
+
+
+def held_bytes(placement: Placement, batch_size: int) -> Held:
+    """Returns what a step takes on one device.
+
+    Args:
+      placement: the learner on its mesh.
+      batch_size: over all devices.
+    """
+    learner, mesh = placement.learner, placement.mesh
+    state = learner.abstract_state()
+    size = jax.tree.map(_device_bytes, state, placement.shardings)
+    host = 0
+    if learner.uses_host_memory:
+        whole = _total(size.blocks)
+        kinds = learner.memory_kinds()
+        on_device = jax.tree.map(
+            lambda size, kind: 0 if placement.is_looped or kind == "pinned_host" else size,
+            *(size.blocks, kinds),
+        )
+        size = size.replace(blocks=on_device)
+        host = whole - _total(on_device)
+    parts = [part for part in (size.stem, size.blocks, size.head) if part is not None]
+    batch = batch_size * learner.batch.example_bytes * (learner.batches or 1)
+    return Held(
+        parameters=_total([part.params for part in parts]),
+        optimizer=_total([part.opt_state for part in parts]),
+        batch=batch // (mesh.shape["data"] * mesh.shape["fsdp"]),
+        stem=_total(size.stem),
+        host=host,
+    )
+
+
+def estimate_step(
+    placement: Placement,
+    traced: Sequence[jax.stages.Traced],
+    turns: Sequence[float],
+    rates: Rates,
+    collectives: Mapping[str, float] | None = None,
+) -> Estimate:
+    """Estimates the seconds of a batch.
+
+    Args:
+      placement: the learner on its mesh.
+      traced: the programs of a step.
+      turns: how often each runs.
+      rates: of a device.
+      collectives: bytes of a step by kind, which only a compiled program tells.
+    """
+    batches = placement.learner.batches or 1
+    to_device, to_host = (
+        _host_link(placement, traced, turns, space) / batches
+        for space in (jax.memory.Space.Device, jax.memory.Space.Host)
+    )
+    return estimate(
+        (
+            dataclasses.replace(part, turns=part.turns * times / batches)
+            for program, times in zip(traced, turns, strict=True)
+            for part in work(program.jaxpr)
+        ),
+        rates,
+        devices=placement.mesh.size,
+        to_device=to_device,
+        to_host=to_host,
+        collectives={kind: size / batches for kind, size in (collectives or {}).items()},
     )
 
 
@@ -239,12 +319,12 @@ def profile_compiled(compiled: jax.stages.Compiled) -> MemoryProfile:
     )
 
 
-def _host_link(placement, step):
-    """Returns the bytes of a step that cross the host link of one device."""
+def _host_link(placement, traced, turns, to=None):
+    """Returns the bytes of a step that cross the host link of one device, both ways or to one space."""
     learner, mesh = placement.learner, placement.mesh
     if placement.is_looped:  # each block's state comes and goes
         row = jax.tree.map(_device_bytes, learner.abstract_row(), placement.row_shardings)
-        return 2 * learner.rows * _total(row)
+        return (2 if to is None else 1) * learner.rows * _total(row)
     # Counted on whole arrays; each device moves what it holds of them: of activations its part of the batch, of
     # parameters and optimizer states of one shape the mean of theirs.
     shares = defaultdict(list)
@@ -254,8 +334,8 @@ def _host_link(placement, step):
         shares[leaf.shape[1:] if learner.host_states else leaf.shape].append(share)  # of a layer
     of_batch = [1 / (mesh.shape["data"] * mesh.shape["fsdp"])]
     return sum(
-        times * host_link_bytes(part.jaxpr, lambda shape: fmean(shares.get(shape, of_batch)))
-        for part, times in zip(step.traced, step.turns, strict=True)
+        times * host_link_bytes(part.jaxpr, to, lambda shape: fmean(shares.get(shape, of_batch)))
+        for part, times in zip(traced, turns, strict=True)
     )
 
 

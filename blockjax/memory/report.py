@@ -6,6 +6,7 @@ from typing import Any
 
 from blockjax.memory.profiles import MIB
 from blockjax.report.table import render_table
+from blockjax.xla.rates import with_link
 
 
 def report(
@@ -40,6 +41,10 @@ def report(
                 growth,
             )
     for line in lines:
+        if "estimated_limit" in line and line["estimated_seconds"] is None:
+            name = f"{line['strategy_name']}, {line['target']}"
+            print(f"{name}: {without_figure(line['estimated_limit'])}", flush=True)
+    for line in lines:
         if "error" in line:
             print(f"{line['strategy_name']}, {line['target']}: error: {line['error']}", flush=True)
     if breakdown:
@@ -54,6 +59,16 @@ def report(
                         for p in line["breakdown"][:25]
                     ],
                 )
+
+
+def without_figure(limit: str) -> str:
+    """Says why there is no estimate of the time: of what limits it nobody says how fast it is."""
+    if limit == "host link":
+        return (
+            "no estimate of the time, as states or activations cross the host link and its bandwidth is not known; it "
+            f"is of {', '.join(with_link())}"
+        )
+    return "no estimate of the time, as the bandwidth between the devices is not known"
 
 
 def _growth(lines):
@@ -88,6 +103,12 @@ def _table(lines, max_batch, measure, all_columns):
             else None
         )
 
+    def flops(line):  # of a batch
+        return line["flops"] / line.get("batches", 1)
+
+    def milliseconds(name):
+        return lambda line: f"{1e3 * line[name]:.3g}" if line.get(name) is not None else None
+
     columns: dict[str, Callable[[dict], Any]] = {
         "strategy": lambda line: (
             line["strategy_name"] + (f", {line['depth']} layers" if several else "")
@@ -102,11 +123,19 @@ def _table(lines, max_batch, measure, all_columns):
         "total": mib("total_device_bytes"),
         "scratch / first": ratio("temp_bytes"),
         "total / first": ratio("total_device_bytes"),
-        "FLOPs / first": ratio("flops"),
+        "FLOPs / first": lambda line: (
+            round(flops(line) / flops(first), 3)
+            if first and first.get("flops") and "flops" in line
+            else None
+        ),
         "fits": lambda line: {True: "yes", False: "no", None: "-"}[line.get("fits")],
     }
     if any(line.get("host_link_bytes") for line in lines):
         columns["host link, a batch"] = mib("host_link_bytes")
+    if any("estimated_seconds" in line for line in lines):
+        columns["~ms a batch"] = milliseconds("estimated_seconds")
+        columns["~ms in turn"] = milliseconds("estimated_seconds_in_turn")
+        columns["limited by"] = lambda line: line.get("estimated_limit")
     if max_batch:
         columns["largest batch"] = lambda line: line.get("max_batch")
     if measure:
@@ -114,6 +143,12 @@ def _table(lines, max_batch, measure, all_columns):
         columns["total / measured"] = lambda line: (
             line["total_device_bytes"] / line["measured_bytes"]
             if line.get("measured_bytes")
+            else None
+        )
+        columns["measured ms a batch"] = milliseconds("measured_seconds")
+        columns["measured / ~ms"] = lambda line: (
+            line["measured_seconds"] / line["estimated_seconds"]
+            if line.get("measured_seconds") and line.get("estimated_seconds")
             else None
         )
     if all_columns:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import statistics
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -10,27 +12,51 @@ import ml_collections
 from jax.sharding import NamedSharding, PartitionSpec
 
 from blockjax.memory.profiles import DoesNotFit, compile_step, place_config
+from blockjax.memory.sketch import sketch
 from blockjax.workdir.files import write_json_atomic
+from blockjax.xla.calibration import measured_rates
+from blockjax.xla.rates import Rates
 from blockjax.xla.targets import local_limit, parse_target
 
-_STEPS = 3
+_STEPS = 5
 
 
 def work(job: dict) -> dict:
-    """Compiles, and runs if asked to; see `run_job` for both dictionaries."""
+    """Compiles, and runs if asked to, or traces, or measures rates.
+
+    For the dictionaries see `run_job`, `sketches` and `local_rates`.
+    """
+    if "calibrate" in job:
+        return {"rates": dataclasses.asdict(measured_rates(jax.devices()))}
     target = parse_target(job["target"])
     devices = target.devices()
-    placement, config = place_config(ml_collections.ConfigDict(job["config"]), devices)
     limit = target.limit if target.limit is not None else local_limit(devices[0])
-    compiled, profile = compile_step(placement, config.batch_size, limit)
-    return {
-        "profile": dataclasses.asdict(profile),
-        "measured": _measure(compiled, placement, config.batch_size) if job["measure"] else None,
-    }
+    rates = job["rates"] and Rates(**job["rates"])
+    if "sketches" in job:
+        return {"sketches": [_sketch(config, devices, limit, rates) for config in job["sketches"]]}
+    placement, config = place_config(ml_collections.ConfigDict(job["config"]), devices)
+    compiled, profile = compile_step(placement, config.batch_size, limit, rates)
+    size, seconds = None, None
+    if job["measure"]:
+        size, seconds = _measure(compiled, placement, config.batch_size)
+    return {"profile": dataclasses.asdict(profile), "measured": size, "seconds": seconds}
+
+
+def _sketch(config, devices, limit, rates):
+    try:
+        placement, config = place_config(ml_collections.ConfigDict(config), devices)
+        return dataclasses.asdict(sketch(placement, config, limit, rates))
+    except ValueError as error:
+        return {"error": str(error)}
 
 
 def _measure(compiled, placement, batch_size):
-    """Runs a few steps and returns the peak of the device's memory; of the process's resident memory on CPU."""
+    """Runs a few steps.
+
+    Returns:
+      The peak of the device's memory, of the process's resident memory on CPU; and the median of the seconds of a
+      batch, without the first step.
+    """
     learner, mesh = placement.learner, placement.mesh
     device = mesh.devices.flat[0]
     before = _resident("VmRSS") if device.platform == "cpu" else 0
@@ -39,12 +65,16 @@ def _measure(compiled, placement, batch_size):
     state = placement.init_for(compiled, jax.random.key(0))
     batch = placement.place([learner.batch.random(batch_size)] * (learner.batches or 1))
     key = jax.device_put(jax.random.key(1), NamedSharding(mesh, PartitionSpec()))
-    for _ in range(_STEPS):
+    times = []
+    for _ in range(1 + _STEPS):
+        start = time.perf_counter()
         state, metrics = compiled(state, batch, key)
-    jax.block_until_ready((state, metrics))
+        jax.block_until_ready((state, metrics))
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times[1:]) / (learner.batches or 1)
     if device.platform == "cpu":
-        return _resident("VmHWM") - before
-    return device.memory_stats()["peak_bytes_in_use"]
+        return _resident("VmHWM") - before, seconds
+    return device.memory_stats()["peak_bytes_in_use"], seconds
 
 
 def _resident(field):

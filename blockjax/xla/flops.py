@@ -13,10 +13,11 @@ def matmul_flops(jaxpr: core.ClosedJaxpr) -> float:
     How often loops and branches count, `blockjax.xla.jaxprs.total` says. XLA's own `cost_analysis` counts a loop's body
     once.
     """
-    return total(jaxpr, _flops)
+    return total(jaxpr, equation_flops)
 
 
-def _flops(equation):
+def equation_flops(equation: core.JaxprEqn) -> float | None:
+    """Returns those of one equation; None of what is no matrix product or convolution."""
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         contracted = params["dimension_numbers"][0][0]

@@ -1,5 +1,6 @@
 """Walks through a program before the compiler, where loops still tell their length."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,9 @@ from jax.extend import core
 def total(jaxpr: Any, of_equation: Callable[[Any], float | None]) -> float:
     """Returns the sum of a number over all equations of a program, each as often as it runs.
 
-    Loops count as often as they turn, and what rematerialisation computes again counts again. Of a `cond` the most
-    expensive branch counts; the body of a `while` loop whose length is not known counts once.
+    Loops count as often as they turn, what devices do side by side under `shard_map` as often as there are of them, and
+    what rematerialisation computes again counts again. Of a `cond` the most expensive branch counts; the body of a
+    `while` loop whose length is not known counts once.
 
     Args:
       jaxpr: a `jax.extend.core.Jaxpr` or `ClosedJaxpr`.
@@ -19,20 +21,29 @@ def total(jaxpr: Any, of_equation: Callable[[Any], float | None]) -> float:
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
     found = 0.0
     for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
         own = of_equation(equation)
         if own is not None:
             found += own
-        elif name == "cond":
-            found += max(total(branch, of_equation) for branch in params["branches"])
+        elif equation.primitive.name == "cond":
+            found += max(total(branch, of_equation) for branch in equation.params["branches"])
         else:
-            inner = sum(
-                total(part, of_equation) for value in params.values() for part in _jaxprs(value)
-            )
-            found += inner * params["length"] if name == "scan" else inner
+            inner = sum(total(part, of_equation) for part in programs(equation))
+            found += inner * turns(equation)
     return found
 
 
-def _jaxprs(value):
-    """Returns the programs that an equation's parameter is, or holds."""
-    return [value] if isinstance(value, (core.ClosedJaxpr, core.Jaxpr)) else []
+def programs(equation: core.JaxprEqn) -> list[core.Jaxpr]:
+    """Returns the programs that an equation's parameters are; not those of a `cond`, which are in a tuple."""
+    found = equation.params.values()
+    kinds = (core.ClosedJaxpr, core.Jaxpr)
+    return [getattr(value, "jaxpr", value) for value in found if isinstance(value, kinds)]
+
+
+def turns(equation: core.JaxprEqn) -> int:
+    """Returns how often the program in an equation runs, on all devices together."""
+    name, params = equation.primitive.name, equation.params
+    if name == "scan":
+        return params["length"]
+    if name == "shard_map":  # whose shapes are a device's
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    return 1

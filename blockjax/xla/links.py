@@ -9,9 +9,11 @@ from blockjax.xla.jaxprs import total
 
 
 def host_link_bytes(
-    jaxpr: core.ClosedJaxpr, share: Callable[[tuple[int, ...]], float] = lambda shape: 1.0
+    jaxpr: core.ClosedJaxpr,
+    to: jax.memory.Space | None = None,
+    share: Callable[[tuple[int, ...]], float] = lambda shape: 1.0,
 ) -> float:
-    """Returns the bytes that a program moves between the memories of device and host, both ways together.
+    """Returns the bytes that a program moves between the memories of device and host, both ways together or one way.
 
     Every `jax.device_put` to another memory space counts, as often as it runs (see `blockjax.xla.jaxprs.total`), with
     the bytes of what it moves, without the compiler's padding. Arguments are where the shapes that the program was
@@ -19,8 +21,10 @@ def host_link_bytes(
 
     Args:
       jaxpr: of the whole program.
+      to: where to; None for both.
       share: of an array of this shape, what one device holds.
     """
+    chosen = tuple(jax.memory.Space) if to is None else (to,)
 
     def moved(equation):
         if equation.primitive.name != "device_put":
@@ -29,7 +33,7 @@ def host_link_bytes(
         return sum(
             source.aval.size * source.aval.dtype.itemsize * share(source.aval.shape)
             for source, target in zip(equation.invars, targets, strict=True)
-            if isinstance(target, jax.memory.Space) and source.aval.memory_space != target
+            if target in chosen and source.aval.memory_space != target
         )
 
     return total(jaxpr, moved)

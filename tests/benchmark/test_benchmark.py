@@ -5,6 +5,7 @@ import re
 import pytest
 
 from blockjax.benchmark import __main__, input, probes, steps
+from blockjax.benchmark.estimates import agreement, estimates
 from blockjax.benchmark.photos import made_jpegs
 from blockjax.data import turbo
 from blockjax.data.decode import image_shape
@@ -125,3 +126,28 @@ def test_probes_beside_scikit_learn(capsys):
         ours, theirs, *_, ratio = map(float, table[name])
         assert ours == pytest.approx(theirs, abs=0.02) and 0.3 < ours < 1.0
         assert ratio > 0
+
+
+def test_agreement_of_estimates():
+    found = agreement([1.0, 2.0, 4.0], [3.0, 6.0, 12.0])
+    assert (found.rank, found.factor, found.error) == (1.0, pytest.approx(3.0), pytest.approx(0.0))
+    found = agreement([1.0, 2.0], [8.0, 4.0])  # 8 and 2 times as long; 4 in the mean
+    assert (found.rank, found.factor) == (pytest.approx(-1.0), pytest.approx(4.0))
+    assert found.error == pytest.approx((0.5 + 1.0) / 2)
+
+
+@pytest.mark.slow
+def test_estimates_beside_times(capsys, tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from tests.tiny import tiny_config\ndef get_config():\n    return tiny_config(**{'mesh.data': -1})\n"
+    )
+    estimates([str(config)], ["end_to_end", "blockwise"], 2)
+    out = capsys.readouterr().out
+    assert "GFLOP/s" in out
+    agreed = rows(out.replace(str(config), "tiny"))
+    assert {"tiny", "all"} <= {*agreed}
+    for line in out.splitlines():
+        if line.startswith(f"{config}, "):
+            _, _, estimated, measured, *_ = line.split(", ")
+            assert 0 < float(estimated) < float(measured)

@@ -146,6 +146,9 @@ def test_the_whole_command(config_file, tmp_path):
     )
     assert row["measured_bytes"] > row["total_device_bytes"] / 2
     assert rows["end_to_end+remat"]["flops"] > rows["end_to_end"]["flops"]
+    # The rates are measured, and no step is as fast as they are.
+    assert 0 < row["estimated_seconds"] <= row["estimated_seconds_in_turn"]
+    assert row["estimated_seconds"] < row["measured_seconds"]
     assert rows["end_to_end+remat+accumulate4"]["temp_bytes"] < rows["end_to_end"]["temp_bytes"]
     for name in ("bars.png", "time.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

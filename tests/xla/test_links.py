@@ -18,7 +18,10 @@ def test_every_turn_of_a_loop_counts_both_ways():
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     host = jax.NamedSharding(mesh, jax.P(), memory_kind="pinned_host")
     rows = jax.ShapeDtypeStruct((5, 6), jnp.bfloat16, sharding=host)
-    assert host_link_bytes(jax.jit(doubled).trace(rows).jaxpr) == 5 * 6 * 2 * 2
+    program = jax.jit(doubled).trace(rows).jaxpr
+    assert host_link_bytes(program) == 5 * 6 * 2 * 2
+    for space in (jax.memory.Space.Device, jax.memory.Space.Host):
+        assert host_link_bytes(program, space) == 5 * 6 * 2
     there = jax.ShapeDtypeStruct((5, 6), jnp.bfloat16)
     assert host_link_bytes(jax.jit(doubled).trace(there).jaxpr) == 5 * 6 * 2  # one way only
     assert host_link_bytes(jax.make_jaxpr(lambda x: x @ x)(jnp.ones((4, 4)))) == 0
