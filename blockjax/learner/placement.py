@@ -206,10 +206,8 @@ class Placement:
             out_shardings=(formats, of_metrics),
         )
         with jax.set_mesh(self.mesh):  # pipelined, and kernels, ask for it
-            # With shardings shapes say in which memory arrays are.
-            of_host = self.learner.uses_host_memory and not self.is_looped
-            state = self.abstract_state if of_host else self.learner.abstract_state()
-            return step.trace(state, batch, _abstract_key())
+            # Shapes that say in which memory they are would have XLA's GPU compiler copy them there, and refuse to.
+            return step.trace(self.learner.abstract_state(), batch, _abstract_key())
 
     def trace_loop(self, batch_size: int) -> tuple[jax.stages.Traced, ...]:
         """Traces the programs of the first block and of the others, where `is_looped`."""

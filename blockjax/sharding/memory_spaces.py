@@ -4,6 +4,8 @@ from typing import Any
 
 import jax
 
+from blockjax.xla.links import IS_THERE
+
 PyTree = Any
 
 
@@ -30,10 +32,15 @@ def to_host(row: PyTree) -> PyTree:
 
 
 def stacked_in_host_memory(stacked: PyTree) -> PyTree:
-    """Moves stacked arrays of blocks to where `host_memory_kinds` has them; to be called under `jit`."""
-    return jax.tree.map(
-        lambda leaf: jax.device_put(leaf, jax.memory.Space.Host) if leaf.ndim > 1 else leaf, stacked
-    )
+    """Says of stacked arrays that they are where `host_memory_kinds` has them; to be called under `jit`.
+
+    Only so may parts of them be written in place there. Nothing moves: `jit` was told the same of its arguments.
+    """
+    with jax.named_scope(IS_THERE):
+        return jax.tree.map(
+            lambda leaf: jax.device_put(leaf, jax.memory.Space.Host) if leaf.ndim > 1 else leaf,
+            stacked,
+        )
 
 
 def to_device(row: PyTree) -> PyTree:

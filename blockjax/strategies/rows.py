@@ -56,12 +56,31 @@ def streamed_rows(
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Does what `rows_in_place` does, over rows in host memory: each is on the device for its own turn only.
 
-    (As scanned inputs and outputs they would exist twice there.)
+    On NVIDIA GPUs they are scanned inputs and outputs, and exist twice: XLA's compiler for them (of JAX 0.10.2) copies
+    states that are written in place, and then refuses the copy within host memory.
     """
+    writes = True
 
     def moved(carry, row, index, given):
+        nonlocal writes
         carry, row, result = body(carry, to_device(row), index, given)
-        return carry, None if row is None else to_host(row), result
+        writes = row is not None
+        return carry, to_host(row) if writes else None, result
 
-    # They are there already; it says so.
-    return rows_in_place(moved, carry, stacked_in_host_memory(states), count, given, reverse)
+    def in_place(carry, states, given):
+        there = stacked_in_host_memory(states)
+        carry, there, results = rows_in_place(moved, carry, there, count, given, reverse)
+        return carry, there if writes else states, results
+
+    def scanned(carry, states, given):
+        def one(carry, slices):
+            index, given, row = slices
+            carry, row, result = moved(carry, row, index, given)
+            return carry, (row, result)
+
+        carry, (rows, results) = jax.lax.scan(
+            one, carry, (jnp.arange(count), given, states), reverse=reverse
+        )
+        return carry, rows if writes else states, results
+
+    return jax.lax.platform_dependent(carry, states, given, cuda=scanned, default=in_place)

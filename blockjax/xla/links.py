@@ -7,6 +7,9 @@ from jax.extend import core
 
 from blockjax.xla.jaxprs import total
 
+# The scope of a `jax.device_put` that only says where arrays are.
+IS_THERE = "is_in_host_memory"
+
 
 def host_link_bytes(
     jaxpr: core.ClosedJaxpr,
@@ -15,9 +18,8 @@ def host_link_bytes(
 ) -> float:
     """Returns the bytes that a program moves between the memories of device and host, both ways together or one way.
 
-    Every `jax.device_put` to another memory space counts, as often as it runs (see `blockjax.xla.jaxprs.total`), with
-    the bytes of what it moves, without the compiler's padding. Arguments are where the shapes that the program was
-    traced with say it.
+    Every `jax.device_put` to a memory space counts, as often as it runs (see `blockjax.xla.jaxprs.total`), with the
+    bytes of what it moves, without the compiler's padding; but for those in the scope `IS_THERE`.
 
     Args:
       jaxpr: of the whole program.
@@ -29,11 +31,13 @@ def host_link_bytes(
     def moved(equation):
         if equation.primitive.name != "device_put":
             return None
+        if IS_THERE in str(equation.source_info.name_stack):
+            return 0.0
         targets = equation.params["devices"]
         return sum(
             source.aval.size * source.aval.dtype.itemsize * share(source.aval.shape)
             for source, target in zip(equation.invars, targets, strict=True)
-            if target in chosen and source.aval.memory_space != target
+            if target in chosen
         )
 
     return total(jaxpr, moved)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from blockjax.sharding.memory_spaces import to_device, to_host
+from blockjax.sharding.memory_spaces import stacked_in_host_memory, to_device, to_host
 from blockjax.xla.links import host_link_bytes
 
 
@@ -15,15 +15,14 @@ def test_every_turn_of_a_loop_counts_both_ways():
 
         return jax.lax.scan(body, 0.0, rows)
 
-    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
-    host = jax.NamedSharding(mesh, jax.P(), memory_kind="pinned_host")
-    rows = jax.ShapeDtypeStruct((5, 6), jnp.bfloat16, sharding=host)
-    program = jax.jit(doubled).trace(rows).jaxpr
-    assert host_link_bytes(program) == 5 * 6 * 2 * 2
+    rows = jnp.ones((5, 6), jnp.bfloat16)
+    assert host_link_bytes(jax.make_jaxpr(doubled)(rows)) == 5 * 6 * 2 * 2
     for space in (jax.memory.Space.Device, jax.memory.Space.Host):
-        assert host_link_bytes(program, space) == 5 * 6 * 2
-    there = jax.ShapeDtypeStruct((5, 6), jnp.bfloat16)
-    assert host_link_bytes(jax.jit(doubled).trace(there).jaxpr) == 5 * 6 * 2  # one way only
+        assert host_link_bytes(jax.make_jaxpr(doubled)(rows), space) == 5 * 6 * 2
+    half = host_link_bytes(jax.make_jaxpr(doubled)(rows), share=lambda shape: 1 / len(shape) / 2)
+    assert half == 5 * 6 * 2  # rows of one axis
+    there = jax.make_jaxpr(lambda x: stacked_in_host_memory(x))(rows)
+    assert host_link_bytes(there) == 0  # it moves nothing
     assert host_link_bytes(jax.make_jaxpr(lambda x: x @ x)(jnp.ones((4, 4)))) == 0
 
 
