@@ -17,6 +17,7 @@ from blockjax import config as config_lib
 from blockjax.learner.build import make_learner
 from blockjax.learner.placement import Placement
 from blockjax.objectives import TASKS
+from blockjax.sharding.memory_spaces import IS_THERE
 from blockjax.sharding.mesh import make_mesh, mesh_shape
 from blockjax.xla.collectives import read_collectives
 from blockjax.xla.flops import matmul_flops
@@ -334,7 +335,10 @@ def _host_link(placement, traced, turns, to=None):
         shares[leaf.shape[1:] if learner.host_states else leaf.shape].append(share)  # of a layer
     of_batch = [1 / (mesh.shape["data"] * mesh.shape["fsdp"])]
     return sum(
-        times * host_link_bytes(part.jaxpr, to, lambda shape: fmean(shares.get(shape, of_batch)))
+        times
+        * host_link_bytes(
+            part.jaxpr, to, lambda shape: fmean(shares.get(shape, of_batch)), IS_THERE
+        )
         for part, times in zip(traced, turns, strict=True)
     )
 

@@ -7,31 +7,30 @@ from jax.extend import core
 
 from blockjax.xla.jaxprs import total
 
-# The scope of a `jax.device_put` that only says where arrays are.
-IS_THERE = "is_in_host_memory"
-
 
 def host_link_bytes(
     jaxpr: core.ClosedJaxpr,
     to: jax.memory.Space | None = None,
     share: Callable[[tuple[int, ...]], float] = lambda shape: 1.0,
+    still: str | None = None,
 ) -> float:
     """Returns the bytes that a program moves between the memories of device and host, both ways together or one way.
 
     Every `jax.device_put` to a memory space counts, as often as it runs (see `blockjax.xla.jaxprs.total`), with the
-    bytes of what it moves, without the compiler's padding; but for those in the scope `IS_THERE`.
+    bytes of what it moves, without the compiler's padding; but for those that move nothing, see `still`.
 
     Args:
       jaxpr: of the whole program.
       to: where to; None for both.
       share: of an array of this shape, what one device holds.
+      still: the `jax.named_scope` of what only says where arrays are.
     """
     chosen = tuple(jax.memory.Space) if to is None else (to,)
 
     def moved(equation):
         if equation.primitive.name != "device_put":
             return None
-        if IS_THERE in str(equation.source_info.name_stack):
+        if still is not None and still in str(equation.source_info.name_stack):
             return 0.0
         targets = equation.params["devices"]
         return sum(
