@@ -11,11 +11,12 @@ from blockjax.export import export
 from blockjax.learner.placement import Placement
 from blockjax.memory.profiles import compile_step
 from blockjax.objectives import OBJECTIVES, TASKS
+from blockjax.probes.pictures import reconstruction
 from blockjax.sharding.mesh import make_mesh
 from blockjax.training.run import Training
 from blockjax.weights.loading import open_run, open_weights
 from tests.objectives.test_local_losses import learner_of, train, trained_on_one_device
-from tests.tiny import marked_data, tiny_config
+from tests.tiny import images, marked_data, tiny_config
 
 TWO = {"model.depth": 2, "blocks": 2}
 STREAMED = {"strategy": "streamed_end_to_end"}
@@ -49,6 +50,7 @@ def test_equals_end_to_end(name):
     "shape, fields",
     [
         ((1, 1, 1), {"microbatches": 2}),
+        ((1, 1, 1), {"optimizer.block_rates": "1,0.5"}),  # of blocks, of which there is one
         ((1, 1, 1), {"optimizer.layer_decay": 0.5, "optimizer.name": "adafactor"}),
         ((2, 2, 1), {}),
         ((2, 2, 1), {"microbatches": 2, "optimizer.name": "muon"}),
@@ -123,6 +125,16 @@ def test_what_layers_that_train_one_by_one_cannot_do(fields, message):
         config_lib.set_field(config, field, value)
     with pytest.raises(ValueError, match=message):
         config_lib.resolve(config, devices=1, platform="cpu")
+
+
+@pytest.mark.slow
+def test_pictures_are_those_of_end_to_end():
+    drawn = []
+    for strategy in ("end_to_end", "streamed_end_to_end"):
+        learner = learner_of("mae", **TWO, strategy=strategy)
+        state = jax.jit(learner.init)(jax.random.key(0))
+        drawn.append(reconstruction(learner, state, images(2), jax.random.key(1)))
+    assert drawn[0] == drawn[1]
 
 
 def test_averages_are_the_only_reason_to_refuse_an_objective():
