@@ -11,6 +11,7 @@ from ml_collections import config_flags
 from blockjax.config.fields import check_field
 from blockjax.config.files import load_config
 from blockjax.report.command import begin, check_devices, what_happened
+from blockjax.xla.host_memory import keep_freed_memory
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -45,6 +46,7 @@ def _main(argv):
         raise app.UsageError("--config is missing; try --config configs/quickstart.py")
     logging.set_verbosity(logging.WARNING)
     begin()
+    keep_freed_memory()
     _join_processes()
     check_devices()
     # After the flags: --help stays quick.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from blockjax.benchmark import estimates as estimate_lib
 from blockjax.benchmark import kernels as kernel_lib
+from blockjax.benchmark import rivals
 from blockjax.benchmark import stages as stages_lib
 from blockjax.benchmark.input import input_path
 from blockjax.benchmark.probes import probes
@@ -13,9 +14,21 @@ from blockjax.benchmark.steps import STRATEGIES, pipeline, preparation, step
 from blockjax.config.files import load_config
 from blockjax.config.variants import OPTIONS
 from blockjax.report.table import render_table
+from blockjax.xla.host_memory import keep_freed_memory
 from blockjax.xla.targets import parse_target
 
-BENCHMARKS = ("step", "prepare", "pipeline", "input", "stages", "kernel", "probes", "estimates")
+BENCHMARKS = (
+    "step",
+    "prepare",
+    "pipeline",
+    "input",
+    "stages",
+    "kernel",
+    "probes",
+    "estimates",
+    "rivals",
+    "features",
+)
 
 
 def main() -> None:
@@ -59,12 +72,16 @@ def main() -> None:
             f"--{name}", type=int, default=default, help=f"of probes: {text} (default: %(default)s)"
         )
     arguments = parser.parse_args()
+    keep_freed_memory()  # as `blockjax.main` does
     try:
         if arguments.benchmark == "input":
             input_path(arguments.rounds)
             return
         if arguments.benchmark == "probes":
             probes(arguments.examples, arguments.width)
+            return
+        if arguments.benchmark == "features":
+            rivals.features(arguments.rounds)
             return
         if arguments.benchmark == "stages":
             stages(arguments.stages, arguments.batches, arguments.blocks)
@@ -84,6 +101,8 @@ def main() -> None:
         config = load_config(arguments.config[-1] if arguments.config else "configs/quickstart.py")
         if arguments.benchmark == "step":
             step(config, arguments.rounds, chosen or STRATEGIES)
+        elif arguments.benchmark == "rivals":
+            rivals.train(config, arguments.rounds)
         elif arguments.benchmark == "prepare":
             preparation(config, arguments.rounds)
         else:

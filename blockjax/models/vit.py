@@ -5,6 +5,8 @@ D width, P values of a patch, H heads, L layers.
 """
 
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from blockjax.models.attention import attention
 from blockjax.models.patches import patchify, standardize, standardize_unit
 from blockjax.models.position import sincos_2d
 
@@ -48,7 +51,7 @@ class Attention(nn.Module):
             out = nn.Dense(width, dtype=self.dtype, kernel_init=_QKV_INIT, name=name)(tokens)
             return out.reshape(*out.shape[:2], self.heads, width // self.heads)
 
-        mixed_BQHd = jax.nn.dot_product_attention(
+        mixed_BQHd = attention(
             project("query", queries_BQD),
             project("key", context_BTD),
             project("value", context_BTD),
@@ -69,8 +72,23 @@ class Mlp(nn.Module):
         hidden = nn.Dense(int(width * self.ratio), dtype=self.dtype, kernel_init=_XAVIER)(
             tokens_BTD
         )
-        hidden = nn.gelu(hidden, approximate=False)
-        return nn.Dense(width, dtype=self.dtype, kernel_init=_XAVIER)(hidden)
+        return nn.Dense(width, dtype=self.dtype, kernel_init=_XAVIER)(gelu(hidden))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Returns x · Φ(x), the exact GELU (arXiv 1606.08415).
+
+    On CPU, where XLA writes every intermediate to memory, the backward pass keeps x only; and `erf` costs less than the
+    `erfc` that Flax takes.
+    """
+    exact = functools.partial(nn.gelu, approximate=False)
+    return jax.lax.platform_dependent(x, cpu=_frugal_gelu, default=exact)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _frugal_gelu(x):
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def layer_norm(dtype: Any, name: str | None = None, epsilon: float = 1e-6) -> nn.LayerNorm:
@@ -96,8 +114,8 @@ class Layer(nn.Module):
             return branch_BTD * scale_2B[index][:, None, None].astype(branch_BTD.dtype)
 
         normed = layer_norm(self.dtype, "norm_1", self.norm_epsilon)(tokens_BTD)
-        attention = Attention(self.heads, self.dtype, name="attention")
-        tokens_BTD = tokens_BTD + scaled(attention(normed, normed), 0)
+        mixed = Attention(self.heads, self.dtype, name="attention")(normed, normed)
+        tokens_BTD = tokens_BTD + scaled(mixed, 0)
         normed = layer_norm(self.dtype, "norm_2", self.norm_epsilon)(tokens_BTD)
         return tokens_BTD + scaled(Mlp(self.mlp_ratio, self.dtype, name="mlp")(normed), 1)
 
