@@ -141,7 +141,7 @@ def test_backbones_that_do_not_fit(pretrained, tmp_path):
         Training(config_of(pretrained, depth_blocks=9), tmp_path / "e")
     with pytest.raises(ValueError, match=r"backbone is missing: set --config\.backbone"):
         Training(config_of(pretrained, backbone=None), tmp_path / "f")
-    with pytest.raises(ValueError, match="depth_blocks and from_scratch say what to do with"):
+    with pytest.raises(ValueError, match="depth_blocks, grow and from_scratch say what to do with"):
         Training(tiny_config(**{"data.source": data, "depth_blocks": 1}), tmp_path / "g")
     with pytest.raises(UnusableWeights, match="no such file or folder"):
         Training(config_of(pretrained, backbone=str(tmp_path / "none")), tmp_path / "h")
