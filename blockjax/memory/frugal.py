@@ -37,6 +37,8 @@ def frugal_changes(config: ml_collections.ConfigDict, devices: int) -> list[dict
             found.append(changes)
     if config.strategy in END_TO_END:
         changes = {**changes, "strategy": "blockwise", "blocks": config.model.depth}
+        if config.optimizer.in_host_memory:  # of end_to_end only
+            changes["optimizer.in_host_memory"] = False
         found.append(changes)
     elif config.blocks < config.model.depth:
         changes = {**changes, "blocks": config.model.depth}

@@ -8,6 +8,7 @@ from tests.tiny import tiny_config
 
 REMAT, CUT = {"remat": "layer"}, {"remat": "layer", "microbatches": 16}
 WHOLE = {**CUT, "strategy": "blockwise", "blocks": 4}
+BLOCKS = {"strategy": "blockwise", "blocks": 4, "optimizer.in_host_memory": False}
 HOST = {**WHOLE, "strategy": "streamed"}
 
 
@@ -24,6 +25,11 @@ HOST = {**WHOLE, "strategy": "streamed"}
             [{"strategy": "streamed"},
              {"strategy": "streamed", "microbatches": 2, "batch_size": 12},
              {"strategy": "streamed", "microbatches": 1, "batch_size": 2}],
+        ),
+        (  # Optimizer states alone are in host memory end to end only.
+            {"strategy": "end_to_end", "remat": "layer", "optimizer.in_host_memory": True},
+            [{"microbatches": 4}, {"microbatches": 4, **BLOCKS}, {"microbatches": 4, **BLOCKS, "strategy": "streamed"},
+             {"microbatches": 2, **BLOCKS, "strategy": "streamed", "batch_size": 2}],
         ),
         (  # States are spread already, and must stay so.
             {"remat": "layer", "blocks": 2, "batch_size": 2, "strategy": "pipelined", "mesh.block": 2},
