@@ -29,6 +29,7 @@ BOUNDS = {
     "model.heads": _SIZE,
     "model.mlp_ratio": Bound(0, 1e3, above=True),
     "model.unroll": _SIZE,
+    "head.refresh": Bound(1, INT32),
     "model.norm_epsilon": Bound(0, 1, above=True),
     "mask.ratio": _SHARE,
     "decoder.depth": _SIZE,

@@ -9,6 +9,7 @@ from blockjax.techniques import CONSISTENCIES, TEACHERS, WHICH
 
 SCHEDULES = ("simultaneous", "sequential")
 LOSSES = ("last", "every")
+TRAINED_BY = ("all", "last")  # blocks train a head that they share
 
 BOUNDS = {
     "consistency.weight": Bound(0, 1e3),
@@ -56,6 +57,8 @@ def check_coupling(config: ml_collections.ConfigDict) -> None:
     one_of("cross_block.which", config.cross_block.which, WHICH)
     one_of("hybrid.losses", config.hybrid.losses, LOSSES)
     one_of("schedule", config.schedule, SCHEDULES)
+    one_of("head.trained_by", config.head.trained_by, TRAINED_BY)
+    _check_trained_by(config.head)
     chosen = couplings(config)
     if not chosen:
         return
@@ -174,6 +177,18 @@ def _check_loops(config):
         )
     if config.head.shared:
         _check_no_average(config, "head.shared", "head")
+
+
+def _check_trained_by(head):
+    if head.trained_by == "last" and not head.shared:
+        raise ValueError(
+            "head.trained_by=last is of a head that all blocks share; set head.shared=True, or head.trained_by=all"
+        )
+    if head.refresh > 1 and head.trained_by != "last":
+        raise ValueError(
+            f"head.refresh={head.refresh} is of a copy of the last block's head; set head.trained_by=last, or "
+            "head.refresh=1"
+        )
 
 
 def _check_no_average(config, field, of):

@@ -30,8 +30,8 @@ def default_config() -> ml_collections.ConfigDict:
     # about √L; offload: as layer, with the inputs of layers in host memory
     config.remat = "none"
     config.microbatches = 1  # parts of the batch that run one after another: less memory, more time
-    # mae, beit, rotation, jigsaw, context, simclr, moco, byol, barlow_twins, vicreg; classification. What is open below
-    # and differs between objectives is filled in by the one that is chosen.
+    # Of images mae, beit, rotation, jigsaw, context, simclr, moco, byol, barlow_twins, vicreg; classification. Of text
+    # next_token, masked_token. What is open below and differs between objectives is filled in by the chosen one.
     config.objective = "mae"
     config.noise = 0.0  # added to what leaves a block, as part of its standard deviation
 
@@ -73,7 +73,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.tune_blocks = config_dict.placeholder(int)
 
     config.model = model = ml_collections.ConfigDict()
-    model.preset = "ti"  # ti, s, b, l, h; the fields below override it
+    # ti, s, b, l, h; of text also gpt2, gpt2-medium, gpt2-large, gpt2-xl; the fields below override it
+    model.preset = "ti"
     model.image_size = 32
     model.patch_size = 4
     model.width = config_dict.placeholder(int)
@@ -86,11 +87,19 @@ def default_config() -> ml_collections.ConfigDict:
     model.learned_positions = False
     model.norm_epsilon = 1e-6  # of every LayerNorm in the encoder
     model.zero_residuals = False  # every layer starts as the identity
+    # Of text:
+    model.context = config_dict.placeholder(int)  # tokens of a sequence; default: 256
+    model.vocabulary = config_dict.placeholder(int)  # default: the tokenizer's
+    model.positions = "rotary"  # or learned
+    model.norm = "layer_norm"  # or rms_norm, as in Llama
+    model.mlp = "gelu"  # or swiglu, as in Llama
+    model.bias = True  # of dense layers
+    model.tied = False  # the embedding is the readout of every block
 
     config.mask = ml_collections.ConfigDict()
     config.mask.ratio = config_dict.placeholder(
         float
-    )  # default: 0.75 for mae, BEiT's share for beit
+    )  # default: 0.75 for mae, BEiT's share for beit, BERT's 0.15 for masked_token
     config.mask.schedule = (
         "constant"  # linear:0.9 (ratio of the last block), or a ratio for each block
     )
@@ -112,9 +121,13 @@ def default_config() -> ml_collections.ConfigDict:
     config.loss.implementation = config_dict.placeholder(str)
     config.loss.temperature = config_dict.placeholder(float)  # of simclr and moco
     config.loss.off_diagonal = config_dict.placeholder(float)  # of barlow_twins: λ
+    # Of text: tokens of each sequence whose logits are in memory at a time; default: as many as make 2^24 logits.
+    config.loss.chunk = config_dict.placeholder(int)
 
     config.head = ml_collections.ConfigDict()
-    config.head.shared = False  # one head for all blocks, trained by all
+    config.head.shared = False  # one head for all blocks
+    config.head.trained_by = "all"  # blocks, by the mean of their gradients; or last, as in SOLO
+    config.head.refresh = 1  # trained by last: steps between copies of it, which the others read
     # Of objectives that look at whole images or tiles:
     config.head.readout = config_dict.placeholder(str)  # cbe_gap, gap, cls
     config.head.expansion = config_dict.placeholder(int)  # width of the readout cbe_gap
@@ -153,7 +166,9 @@ def default_config() -> ml_collections.ConfigDict:
     classifier.erase = 0.0  # share of images
 
     config.data = data = ml_collections.ConfigDict()
-    data.source = "embedded"  # tfds:NAME, folder:PATH, arrays:FILE.npz
+    # tfds:NAME, folder:PATH, arrays:FILE.npz; of text text:stdlib, text:PATH, tfds:NAME
+    data.source = "embedded"
+    data.tokenizer = config_dict.placeholder(str)  # of text, a tokenizer.json; default: bytes
     data.dir = config_dict.placeholder(
         str
     )  # of TFDS; default $TFDS_DATA_DIR or ~/tensorflow_datasets

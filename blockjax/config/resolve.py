@@ -7,10 +7,16 @@ from blockjax.config.bounds import check_numbers
 from blockjax.config.coupling import check_coupling, check_stay, differing_blocks
 from blockjax.config.defaults import DTYPES, OPTIMIZERS, REMATS, STRATEGIES
 from blockjax.config.fields import check_fields
+from blockjax.config.modality import (
+    check_modality,
+    check_text_model,
+    fill_text,
+    is_text,
+    presets,
+)
 from blockjax.kernels.masked_reconstruction import IMPLEMENTATIONS
 from blockjax.models.decoders import DECODERS
 from blockjax.models.heads import READOUTS
-from blockjax.models.vit import PRESETS
 from blockjax.objectives import TASKS
 from blockjax.sharding.mesh import mesh_shape
 from blockjax.strategies import END_TO_END
@@ -44,6 +50,7 @@ def resolve(
     if config.loss.implementation is not None:
         one_of("loss.implementation", config.loss.implementation, IMPLEMENTATIONS)
     one_of("data.on_corrupt", config.data.on_corrupt, ("skip", "error"))
+    check_modality(config)
     config.model.preset = _preset(config)
 
     if (config.steps is None) == (config.epochs is None):
@@ -52,16 +59,19 @@ def resolve(
         )
     if config.dtype == "auto":
         config.dtype = "float32" if platform == "cpu" else "bfloat16"
-    for field, value in zip(("width", "depth", "heads"), PRESETS[config.model.preset], strict=True):
+    sizes = presets(config)[config.model.preset]
+    for field, value in zip(("width", "depth", "heads"), sizes, strict=True):
         if config.model[field] is None:
             config.model[field] = value
+    if is_text(config):
+        fill_text(config)
     check_numbers(config)  # as far as they are given: what is open follows from them
     objective = TASKS[config.objective]
     for field, value in objective.defaults(config).items():
         group, _, name = field.rpartition(".")
         if config[group][name] is None:
             config[group][name] = value
-    if config.decoder.heads is None:
+    if config.decoder.heads is None and not is_text(config):
         config.decoder.heads = max(1, config.decoder.width // 32)
     check_sizes(config)
     _check_data(config)
@@ -98,7 +108,9 @@ def check_sizes(config: ml_collections.ConfigDict) -> None:
     """
     check_encoder(config)
     _check_layers(config)
-    _check_decoder(config)
+    if not is_text(config):
+        _check_pools(config)
+        _check_decoder(config)
 
 
 def check_encoder(config: ml_collections.ConfigDict) -> None:
@@ -108,7 +120,10 @@ def check_encoder(config: ml_collections.ConfigDict) -> None:
       ValueError: they do not; says what would fit.
     """
     check_numbers(config)
-    _check_model(config.model)
+    if is_text(config):
+        check_text_model(config.model)
+    else:
+        _check_model(config.model)
 
 
 def depth(config: ml_collections.ConfigDict) -> int:
@@ -118,7 +133,7 @@ def depth(config: ml_collections.ConfigDict) -> int:
       ValueError: the preset is unknown, or fields are missing that a backbone would give.
     """
     preset = _preset(config)
-    return PRESETS[preset][1] if config.model.depth is None else config.model.depth
+    return presets(config)[preset][1] if config.model.depth is None else config.model.depth
 
 
 def layers_at_once(config: ml_collections.ConfigDict, depth: int) -> int:
@@ -139,7 +154,7 @@ def _preset(config):
             f"{', '.join(missing)} missing: only training opens a backbone and takes them from it; set them here"
         )
     preset = str(config.model.preset).lower()
-    one_of("model.preset", preset, PRESETS)
+    one_of("model.preset", preset, presets(config))
     return preset
 
 
@@ -152,7 +167,7 @@ def total_steps(config: ml_collections.ConfigDict, examples: int) -> int:
     if config.batch_size > examples:
         raise ValueError(
             f"batch_size {config.batch_size} is larger than the training set: {config.data.source} "
-            f"[{config.data.train_split}] has {examples} images; set batch_size to at most that"
+            f"[{config.data.train_split}] has {examples} examples; set batch_size to at most that"
         )
     if config.steps is not None:
         return config.steps
@@ -254,15 +269,6 @@ def _check_layers(config):
             f"model.unroll {model.unroll} does not divide the {layers} layers of a block; "
             f"it may be one of {divisors(layers)}"
         )
-    grid = model.image_size // model.patch_size
-    for name, pool in (
-        ("probe.pool", config.probe.pool),
-        ("classifier.pool", config.classifier.pool),
-    ):
-        if grid % pool:
-            raise ValueError(
-                f"{name} {pool} does not divide the {grid} x {grid} grid of patches; it may be one of {divisors(grid)}"
-            )
     if config.strategy in END_TO_END and config.mask.schedule != "constant":
         raise ValueError(
             f"mask.schedule {config.mask.schedule!r} drops tokens between blocks, and {config.strategy} has one block; "
@@ -278,6 +284,18 @@ def _check_layers(config):
             f"decoder.block_fractions={config.decoder.block_fractions} are parts of the masked patches that mae "
             f"decodes, and objective={config.objective} has none; leave it out"
         )
+
+
+def _check_pools(config):
+    grid = config.model.image_size // config.model.patch_size
+    for name, pool in (
+        ("probe.pool", config.probe.pool),
+        ("classifier.pool", config.classifier.pool),
+    ):
+        if grid % pool:
+            raise ValueError(
+                f"{name} {pool} does not divide the {grid} x {grid} grid of patches; it may be one of {divisors(grid)}"
+            )
 
 
 def _check_objective(config, objective):

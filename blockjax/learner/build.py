@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from blockjax.checks import factors
-from blockjax.data.batch import image_batch
+from blockjax.data.batch import image_batch, text_batch
 from blockjax.learner.learner import Learner
 from blockjax.learner.optimizer import (
     Rates,
@@ -19,6 +19,7 @@ from blockjax.learner.optimizer import (
     scaled,
 )
 from blockjax.learner.programs import programs
+from blockjax.models.text import TextEncoder
 from blockjax.models.vit import ViT
 from blockjax.objectives import TASKS
 from blockjax.sharding.rules import split_as_parameters
@@ -29,23 +30,7 @@ from blockjax.techniques import make_techniques, with_noise
 def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
     """Puts a resolved config (see `blockjax.config.resolve`) together for a run of `steps` steps."""
     model, task = config.model, TASKS[config.objective]
-    vit = ViT(
-        image_size=model.image_size,
-        patch_size=model.patch_size,
-        width=model.width,
-        depth=model.depth,
-        heads=model.heads,
-        mlp_ratio=model.mlp_ratio,
-        dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
-        unroll=model.unroll,
-        mask_token=task.mask_token,
-        freeze_embedding=model.freeze_embedding,
-        learned_positions=model.learned_positions,
-        norm_epsilon=model.norm_epsilon,
-        zero_residuals=model.zero_residuals,
-    )
-    stretched = task.stretched_size(model.image_size)
+    vit = _encoder(config, task)
     losses = 1 if config.strategy in END_TO_END else config.blocks
     rows = model.depth if config.strategy == "streamed_end_to_end" else losses
     objective = task.from_config(config, vit, losses)
@@ -71,12 +56,9 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
 
     if config.optimizer.in_host_memory:
         optimizer = from_host(optimizer)
-    spec = image_batch(
-        stretched or model.image_size,
-        config.classifier.classes if objective.takes_labels else None,
-        stretched=stretched is not None,
-    )
+    spec = _batch(config, objective)
     rates = _rates(config, rows, losses)
+    by_last = config.head.shared and config.head.trained_by == "last"
 
     def forward(params, stream, rng):
         # The first use of the key stays with the noise between blocks.
@@ -113,6 +95,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
             optimizer=scaled(optimizer) if rates else optimizer,
             clip=config.optimizer.clip or None,
             microbatches=config.microbatches,
+            refresh=config.head.refresh if by_last else None,
             begin=own.begin,
             finish=own.finish,
         )
@@ -151,6 +134,53 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         rates=rates,
         techniques=techniques,
         shares_head=config.head.shared or rows != losses,
+        copies_head=by_last and config.head.refresh > 1,
+    )
+
+
+def _encoder(config, task):
+    model = config.model
+    common = {
+        "width": model.width,
+        "depth": model.depth,
+        "heads": model.heads,
+        "mlp_ratio": model.mlp_ratio,
+        "dtype": jnp.dtype(config.dtype),
+        "remat": config.remat,
+        "unroll": model.unroll,
+        "norm_epsilon": model.norm_epsilon,
+        "zero_residuals": model.zero_residuals,
+    }
+    if task.modality == "text":
+        return TextEncoder(
+            vocabulary=model.vocabulary,
+            context=model.context,
+            causal=task.causal,
+            positions=model.positions,
+            norm=model.norm,
+            mlp=model.mlp,
+            bias=model.bias,
+            **common,
+        )
+    return ViT(
+        image_size=model.image_size,
+        patch_size=model.patch_size,
+        mask_token=task.mask_token,
+        freeze_embedding=model.freeze_embedding,
+        learned_positions=model.learned_positions,
+        **common,
+    )
+
+
+def _batch(config, objective):
+    model = config.model
+    if objective.modality == "text":
+        return text_batch(model.context, model.vocabulary)
+    stretched = objective.stretched_size(model.image_size)
+    return image_batch(
+        stretched or model.image_size,
+        config.classifier.classes if objective.takes_labels else None,
+        stretched=stretched is not None,
     )
 
 

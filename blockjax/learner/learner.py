@@ -12,7 +12,8 @@ import optax
 from blockjax.data.batch import BatchSpec
 from blockjax.learner.optimizer import Rates, scaled
 from blockjax.models.backbone import Backbone
-from blockjax.models.vit import ViT, regroup
+from blockjax.models.encoder import regroup
+from blockjax.models.vit import ViT
 from blockjax.objectives import Objective
 from blockjax.sharding.memory_spaces import host_memory_kinds, to_host
 from blockjax.strategies import BlockState, TrainState, init_block_state
@@ -47,6 +48,7 @@ class Learner:
       rates: what multiplies learning rates; None if nothing does.
       techniques: that couple blocks.
       shares_head: whether all rows have one head, which is no part of theirs.
+      copies_head: whether blocks before the last read a copy of that head.
       trained: which block (from 0) alone trains in a step (from 0), and how many updates it had; None where all do.
     """
 
@@ -71,6 +73,7 @@ class Learner:
     rates: Rates | None = None
     techniques: tuple[Technique, ...] = ()
     shares_head: bool = False
+    copies_head: bool = False
     trained: Callable[[int], tuple[int, int]] | None = None
 
     def init(self, rng: jax.Array) -> TrainState:
@@ -111,7 +114,8 @@ class Learner:
         head = None
         if self.shares_head:
             params = self.objective.init_head(jax.random.fold_in(heads_rng, 0))
-            head = BlockState(params, self._head_optimizer().init({"head": params}))
+            copy = {"copy": params} if self.copies_head else None
+            head = BlockState(params, self._head_optimizer().init({"head": params}), copy)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             stem=init_block_state(self._stem_optimizer(), stem, extra),

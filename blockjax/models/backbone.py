@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from blockjax.models.heads import Readout, over_cells
-from blockjax.models.vit import ViT, layer_norm
+from blockjax.models.layers import layer_norm
+from blockjax.models.vit import ViT
 from blockjax.sharding.memory_spaces import to_device
 
 PyTree = Any

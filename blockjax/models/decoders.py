@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from blockjax.models.layers import Attention, Layer, Mlp, layer_norm
 from blockjax.models.position import sincos_2d
-from blockjax.models.vit import Attention, Layer, Mlp, layer_norm
 
 
 class Decoder(nn.Module):

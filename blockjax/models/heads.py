@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from blockjax.models.vit import layer_norm
+from blockjax.models.layers import layer_norm
 
 READOUTS = ("cbe_gap", "gap", "cls")
 _XAVIER = nn.initializers.xavier_uniform()

@@ -1,6 +1,10 @@
-"""Fixed positions of patches on a two-dimensional grid."""
+"""Fixed positions: of patches on a two-dimensional grid, and of tokens in a sequence."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+ROTARY_BASE = 10000.0
 
 
 def sincos_2d(rows: int, columns: int, width: int) -> np.ndarray:
@@ -20,6 +24,26 @@ def sincos_2d(rows: int, columns: int, width: int) -> np.ndarray:
         wave(axis[:, None] * frequencies) for axis in (column, row) for wave in (np.sin, np.cos)
     ]
     return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def rotated(heads_BTHd: jax.Array, start: jax.Array | int = 0) -> jax.Array:
+    """Returns queries or keys turned by their places in the sequence (rotary positions, arXiv 2104.09864).
+
+    Channel i of the first half and the same of the second are one point, turned by place · 10000^(-i / (d/2)): the
+    pairs of GPT-NeoX and Llama. Computed in float32.
+
+    Args:
+      heads_BTHd: d is even.
+      start: the place of the first token.
+    """
+    half = heads_BTHd.shape[-1] // 2
+    frequencies = jnp.asarray(ROTARY_BASE ** (-np.arange(half) / half), jnp.float32)
+    places_T = (start + jnp.arange(heads_BTHd.shape[1])).astype(jnp.float32)
+    angles_1T1d = (places_T[:, None] * frequencies[None, :])[None, :, None, :]
+    cos, sin = jnp.cos(angles_1T1d), jnp.sin(angles_1T1d)
+    first, second = jnp.split(heads_BTHd.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(heads_BTHd.dtype)
 
 
 def resized_positions(

@@ -5,6 +5,8 @@ from blockjax.objectives.masked.beit import Beit
 from blockjax.objectives.masked.mae import MaskedAutoencoder
 from blockjax.objectives.objective import Objective
 from blockjax.objectives.rotation import Rotation
+from blockjax.objectives.text.masked_token import MaskedToken
+from blockjax.objectives.text.next_token import NextToken
 from blockjax.objectives.tiles.context import ContextPrediction
 from blockjax.objectives.tiles.jigsaw import Jigsaw
 from blockjax.objectives.two_view.barlow_twins import BarlowTwins
@@ -26,7 +28,10 @@ OBJECTIVES = {
     "vicreg": VICReg,
 }
 
-# What a run may train on: pretext tasks, and labels.
-TASKS = {**OBJECTIVES, "classification": Classification}
+# Of text, by the same name as in configs.
+TEXT_OBJECTIVES = {"next_token": NextToken, "masked_token": MaskedToken}
 
-__all__ = ["OBJECTIVES", "TASKS", "Objective"]
+# What a run may train on: pretext tasks of images, labels, and text.
+TASKS = {**OBJECTIVES, "classification": Classification, **TEXT_OBJECTIVES}
+
+__all__ = ["OBJECTIVES", "TASKS", "TEXT_OBJECTIVES", "Objective"]

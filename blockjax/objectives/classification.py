@@ -13,8 +13,9 @@ from flax import linen as nn
 
 from blockjax.checks import Bound
 from blockjax.models.heads import over_cells
+from blockjax.models.layers import layer_norm
 from blockjax.models.patches import CHANNEL_MEAN, CHANNEL_STD, patchify
-from blockjax.models.vit import ViT, layer_norm
+from blockjax.models.vit import ViT
 from blockjax.objectives.objective import Objective
 
 PyTree = Any

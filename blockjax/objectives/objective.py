@@ -34,6 +34,7 @@ class Objective(abc.ABC):
     "tokens" [B, ..., T, D], and what else an objective sends from block to block.
 
     Attributes:
+      modality: of its data, "images" or "text".
       means_over_images: whether the loss is a mean over images, so that the means over parts of a batch are those of
         the whole; False where it takes statistics or negatives from the batch.
       mask_token: whether the stem owns a mask token.
@@ -49,6 +50,7 @@ class Objective(abc.ABC):
       begin, finish: of each block, see `blockjax.strategies.Block`.
     """
 
+    modality: ClassVar[str] = "images"
     means_over_images: ClassVar[bool] = True
     mask_token: ClassVar[bool] = False
     takes_labels: ClassVar[bool] = False

@@ -54,6 +54,8 @@ class Block:
         its shape (a masking schedule drops tokens there); None where it does not.
       split: `(params, stream, rng) -> (read, sent)`, in place of `forward`: the stream that the losses read, and the
         one that is sent on. None: both are what `forward` makes.
+      refresh: of a head that all blocks share: None trains it by the mean of their gradients; else it is trained by the
+        last block's, and the others read a copy of it that is made anew every so many steps.
       begin: `(params, extra) -> extra`, applied to what a block keeps beside its parameters before they are used in a
         step; `finish`: `(params, extra, stream) -> extra`, applied after the update, to the new parameters and the
         stream that left the block. A block whose state has an `extra` (a dict, as its parameters then are) finds it in
@@ -77,6 +79,7 @@ class Block:
     watch: tuple[str, ...] = ()
     cut: Callable[[PyTree], PyTree] | None = None
     split: Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, PyTree]] | None = None
+    refresh: int | None = None
     begin: Callable[[PyTree, PyTree], PyTree] | None = None
     finish: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None
 

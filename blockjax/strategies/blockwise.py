@@ -60,13 +60,22 @@ def blockwise(
         if sweep is not None:
             targets = {**targets, **sweep(state, inputs)}
         stem_state, states, stream = state.stem, state.blocks, inputs
-        head, total = state.head, first_sum(state.head)
+        head, total, last = state.head, first_sum(state.head), len(blocks) - 1
         collected = []
         start = 0
         if stem is not None:
             with jax.named_scope("block_1"):
                 stem_state, states, stream, total, metrics = _update_first(
-                    blocks[0], stem, stem_state, states, stream, targets, key(1), head, total
+                    blocks[0],
+                    stem,
+                    stem_state,
+                    states,
+                    stream,
+                    targets,
+                    key(1),
+                    head,
+                    total,
+                    last == 0,
                 )
             collected.append(metrics)
             start = 1
@@ -79,36 +88,36 @@ def blockwise(
                 stream = block.cut(stream)
             with jax.named_scope(f"blocks_{start + 1}_to_{stop}"):
                 states, stream, total, metrics = _update_group(
-                    block, states, stream, targets, key, start, stop, head, total
+                    block, states, stream, targets, key, start, stop, head, total, last
                 )
             collected.append(metrics)
             start = stop
         metrics = jax.tree.map(lambda *parts: jnp.concatenate(parts), *collected)
-        head = trained_head(blocks[0], head, total, len(blocks))
+        head = trained_head(blocks[0], head, total, len(blocks), state.step)
         new = state.replace(step=state.step + 1, stem=stem_state, blocks=states, head=head)
         return new, metrics
 
     return train_step
 
 
-def _update_first(block, stem, stem_state, states, inputs, targets, rng, head, total):
+def _update_first(block, stem, stem_state, states, inputs, targets, rng, head, total, is_last):
     block = block if head is None else lending(block)
-    joint = join_states(stem_state, lent(read_row(states, 0), head, total))
+    joint = join_states(stem_state, lent(read_row(states, 0), head, total, is_last))
     joint, stream, metrics = block_update(with_stem(block, stem), joint, inputs, targets, rng)
     stem_state, first = split_states(joint)
-    first, total = returned(first, head)
+    first, total = returned(block, first, head, total, is_last)
     metrics = jax.tree.map(lambda value: value[None], metrics)
     return stem_state, write_row(states, first, 0), stream, total, metrics
 
 
-def _update_group(block, states, stream, targets, key, start, stop, head, total):
+def _update_group(block, states, stream, targets, key, start, stop, head, total, last):
     block = block if head is None else lending(block)
 
     def body(carry, index):
         states, stream, total = carry
-        row = lent(read_row(states, index), head, total)
+        row = lent(read_row(states, index), head, total, index == last)
         new, stream, metrics = block_update(block, row, stream, targets, key(index + 1))
-        new, total = returned(new, head)
+        new, total = returned(block, new, head, total, index == last)
         return (write_row(states, new, index), stream, total), metrics
 
     carry, metrics = jax.lax.scan(body, (states, stream, total), jnp.arange(start, stop))

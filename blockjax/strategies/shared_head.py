@@ -1,4 +1,8 @@
-"""One head for all blocks: each reads it, and its gradients are summed until the last block has passed."""
+"""One head for all blocks, trained by all or by the last.
+
+Each block reads it, and its gradients are summed until the last block has passed. With `Block.refresh` only those of
+the last block count, and the others read a copy of it, as in SOLO (arXiv 2609.35440).
+"""
 
 import dataclasses
 
@@ -30,22 +34,40 @@ def lending(block: Block) -> Block:
     )
 
 
-def lent(state: BlockState, head: BlockState | None, total: PyTree) -> BlockState:
-    """Returns a block's state with the shared head in it, and the sum of the head's gradients so far.
+def lent(
+    state: BlockState,
+    head: BlockState | None,
+    total: PyTree,
+    is_last: jax.Array | bool,
+) -> BlockState:
+    """Returns a block's state with the shared head or its copy in it, and the sum of the head's gradients so far.
 
     Without a shared head (None) it is the state as it is, and `returned` gives it back as it is.
     """
     if head is None:
         return state
-    return BlockState({**state.params, "head": head.params}, (state.opt_state, total), state.extra)
+    params = head.params
+    if head.extra is not None:
+        params = jax.tree.map(
+            lambda own, copy: jnp.where(is_last, own, copy), params, head.extra["copy"]
+        )
+    return BlockState({**state.params, "head": params}, (state.opt_state, total), state.extra)
 
 
-def returned(state: BlockState, head: BlockState | None) -> tuple[BlockState, PyTree]:
-    """Undoes `lent`: returns the block's own state, and the sum with its part."""
+def returned(
+    block: Block,
+    state: BlockState,
+    head: BlockState | None,
+    before: PyTree,
+    is_last: jax.Array | bool,
+) -> tuple[BlockState, PyTree]:
+    """Undoes `lent`: returns the block's own state, and the sum with its part, `before` that without it."""
     if head is None:
         return state, None
     own = {name: part for name, part in state.params.items() if name != "head"}
     inner, total = state.opt_state
+    if block.refresh is not None:
+        total = jax.tree.map(lambda new, old: jnp.where(is_last, new, old), total, before)
     return BlockState(own, inner, state.extra), total
 
 
@@ -55,14 +77,20 @@ def first_sum(head: BlockState | None) -> PyTree:
 
 
 def trained_head(
-    block: Block, head: BlockState | None, total: PyTree, blocks: int
+    block: Block, head: BlockState | None, total: PyTree, blocks: int, step: jax.Array
 ) -> BlockState | None:
-    """Returns the shared head after an update with the mean of the blocks' gradients."""
+    """Returns the shared head after the update of a step (from 0): with the blocks' mean gradient, or the last's."""
     if head is None:
         return None
-    grads = jax.tree.map(lambda leaf: leaf / blocks, total)
+    count = blocks if block.refresh is None else 1
+    grads = jax.tree.map(lambda leaf: leaf / count, total)
     updates, opt_state = block.optimizer.update(
         {"head": grads}, head.opt_state, {"head": head.params}
     )
-    params = optax.apply_updates({"head": head.params}, updates)
-    return BlockState(params["head"], opt_state, head.extra)
+    params = optax.apply_updates({"head": head.params}, updates)["head"]
+    extra = head.extra
+    if extra is not None:
+        is_due = (step + 1) % block.refresh == 0
+        copy = jax.tree.map(lambda new, old: jnp.where(is_due, new, old), params, extra["copy"])
+        extra = {**extra, "copy": copy}
+    return BlockState(params, opt_state, extra)

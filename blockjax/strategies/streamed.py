@@ -63,11 +63,12 @@ def streamed(
 
         def body(carry, row, index, _):
             stem_state, stream, total = carry
-            row = lent(row, head, total)
+            is_last = index == count - 1
+            row = lent(row, head, total, is_last)
             block_rng = block_key(rng, state.step, index + 1)
             if stem is None:
                 row, stream, metrics = block_update(own, row, stream, targets, block_rng)
-                row, total = returned(row, head)
+                row, total = returned(own, row, head, total, is_last)
                 return (stem_state, stream, total), row, metrics
 
             # To choose between two whole updates would cost memory: a branch cannot update a block's state in place.
@@ -79,7 +80,7 @@ def streamed(
                 block_rng,
             )
             updated, row = split_states(joint)
-            row, total = returned(row, head)
+            row, total = returned(own, row, head, total, is_last)
             stem_state = stem_after(index, updated, stem_state)
             return (stem_state, stream, total), row, metrics
 
@@ -87,7 +88,7 @@ def streamed(
         (stem_state, _, total), states, metrics = streamed_rows(
             body, (state.stem, stream, first_sum(head)), state.blocks, count
         )
-        head = trained_head(block, head, total, count)
+        head = trained_head(block, head, total, count, state.step)
         new = state.replace(step=state.step + 1, stem=stem_state, blocks=states, head=head)
         return new, metrics
 

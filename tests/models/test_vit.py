@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from blockjax.models.encoder import regroup
+from blockjax.models.layers import Attention, Layer, Mlp, gelu
 from blockjax.models.position import sincos_2d
-from blockjax.models.vit import PRESETS, Attention, Layer, Mlp, ViT, gelu, regroup
+from blockjax.models.vit import PRESETS, ViT
 
 
 def vit(**fields):

@@ -18,8 +18,9 @@ from absl import logging
 from flax import linen as nn
 
 from blockjax.checks import INT32, Bound
+from blockjax.models.layers import layer_norm
 from blockjax.models.patches import patchify, standardize, unpatchify, unstandardize
-from blockjax.models.vit import ViT, layer_norm
+from blockjax.models.vit import ViT
 from blockjax.objectives.masked import tokenizer
 from blockjax.objectives.masked.block_masks import block_masks, min_block_area
 from blockjax.objectives.objective import Objective

@@ -1,0 +1,1 @@
+"""Objectives of text: which tokens come next, and which are masked."""
