@@ -137,8 +137,8 @@ def load_tokens(path: str | os.PathLike | None) -> Tokens:
         ) from error
     except Exception as error:  # the library raises no class of its own
         raise ValueError(
-            f"data.tokenizer names {path}, which is no tokenizer.json of the library tokenizers ({error}); name one, or "
-            "leave data.tokenizer out for bytes"
+            f"data.tokenizer names {path}, which is no tokenizer.json of the library tokenizers ({error}); name one, "
+            "or leave data.tokenizer out for bytes"
         ) from error
 
 

@@ -62,13 +62,11 @@ def stdlib_documents(split: str) -> Documents:
             f"data.source is text:stdlib, and this Python has no source files in {root}; set data.source to "
             "text:<folder> with files of your own"
         )
-    names, _ = _chosen(files, split, "the standard library", [])
-    documents = {name: (root / name).read_bytes() for name in names}
-    documents = {name: text for name, text in documents.items() if _flaw(text) is None}
-    if not documents:
-        raise _empty_slice(split, "the standard library", len(files))
-    what = f"{len(documents):,} files of Python's own, PSF-2.0"
-    return Documents(list(documents), list(documents.values()), what)
+    texts = {file: (root / file).read_bytes() for file in files}
+    files = [file for file, text in texts.items() if text and _flaw(text) is None]
+    files, _ = _chosen(files, split, "the standard library", [])
+    what = f"{len(files):,} files of Python's own, PSF-2.0"
+    return Documents(files, [texts[file] for file in files], what)
 
 
 def path_documents(given: str, split: str) -> Documents:

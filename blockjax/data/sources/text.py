@@ -72,9 +72,8 @@ class TextSource(Source):
         self._starts = np.cumsum([0, *(1 + len(part) for part in parts[1::2])])[:-1]
         size = sum(map(len, texts)) / 1e6
         size = f"{size:,.1f} MB" if size >= 1 else f"{size * 1e3:,.1f} kB"
-        self.description = (
-            f"{title}: {count:,} sequences of {context} tokens ({documents.what}, {size}, {tokenizer.name})"
-        )
+        of = f"{documents.what}, {size}, {tokenizer.name}"
+        self.description = f"{title}: {count:,} sequences of {context} tokens ({of})"
 
     def __len__(self) -> int:
         return len(self.tokens)
