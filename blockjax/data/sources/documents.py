@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import stat
 import sysconfig
 from pathlib import Path
 
@@ -25,7 +24,8 @@ from blockjax.data.sources.splits import (
 STDLIB = "stdlib"
 # Python's own modules; neither what is installed beside them nor their tests, which are data as much as text.
 _NOT_STDLIB = frozenset(
-    {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+    {"site-packages", "dist-packages", "sitecustomize.py", "__pycache__"}
+    | {"test", "tests", "idle_test"}
 )
 _BUILT = ("config-", "_sysconfigdata")  # written when Python was built, with paths of that machine
 _BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -57,6 +57,7 @@ def stdlib_documents(split: str) -> Documents:
     """
     root = Path(sysconfig.get_path("stdlib"))
     files = [file for file in _files(root, _is_stdlib) if file.endswith(".py")]
+    files = [file for file in files if (root / file).is_file()]
     if not files:
         raise ValueError(
             f"data.source is text:stdlib, and this Python has no source files in {root}; set data.source to "
@@ -164,7 +165,7 @@ def _folder_documents(root, split):
 
 def _file_documents(root, files, split, parts, where):
     """Reads the files of a split, all of which there are where the split is a folder."""
-    files = [file for file in files if (root / file).stat().st_size]
+    files = [file for file in files if (root / file).stat().st_size]  # pipes have none either
     if not files:
         raise ValueError(
             f"data.source names {where}, where there is no text: no file, or empty ones only; put text there, or "
@@ -205,14 +206,14 @@ def _empty_slice(split, where, count):
 
 
 def _files(root, is_read):
-    """Returns the regular files below a folder, sorted and relative to it, by `is_read` of their and folders' names."""
+    """Returns the files below a folder, sorted and relative to it, by `is_read` of their and folders' names."""
     files = []
     for directory, below, names in os.walk(root, onerror=reraise):
         below[:] = filter(is_read, below)
-        for name in filter(is_read, names):
-            path = os.path.join(directory, name)
-            if stat.S_ISREG(os.stat(path).st_mode):
-                files.append(os.path.relpath(path, root))
+        directory = os.path.relpath(directory, root)
+        files += [
+            os.path.normpath(os.path.join(directory, name)) for name in filter(is_read, names)
+        ]
     return sorted(files)
 
 

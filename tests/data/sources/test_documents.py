@@ -29,11 +29,11 @@ def warnings(monkeypatch):
 
 
 def test_the_last_tenth_of_a_file_is_held_out(tmp_path):
-    text = "".join(f"{i:02} é line\n" for i in range(50)).encode()
+    text = "".join(f"{i:02} é line\n" for i in range(51)).encode()  # a tenth begins within one
     write(tmp_path / "a.txt", text)
     train, test = (path_documents(f"{tmp_path}/a.txt", split) for split in ("train", "test"))
     assert train.texts[0] + test.texts[0] == text
-    assert test.texts[0].startswith(b"45") and test.texts[0].count(b"\n") == 5
+    assert test.texts[0].startswith(b"45") and test.texts[0].count(b"\n") == 6
     assert train.names == test.names == [str(tmp_path / "a.txt")]
     assert train.what == "all but the last tenth of a file"
     assert test.what == "the last tenth of a file"
@@ -41,14 +41,18 @@ def test_the_last_tenth_of_a_file_is_held_out(tmp_path):
 
 
 def test_a_long_line_is_cut_between_characters(tmp_path):
-    write(tmp_path / "a.txt", "é".encode() * 55 + b"\n")  # a tenth would begin within one
-    train, test = (path_documents(f"{tmp_path}/a.txt", split) for split in ("train", "test"))
-    assert train.texts == ["é".encode() * 50] and test.texts == ["é".encode() * 5 + b"\n"]
+    line = "é".encode() * 54 + b"\n"  # a tenth begins within a character
+    for begin in (b"", b"b\n"):  # a line break far away is no place to cut
+        write(tmp_path / "a.txt", begin + line)
+        train, test = (path_documents(f"{tmp_path}/a.txt", split) for split in ("train", "test"))
+        assert train.texts == [begin + "é".encode() * 49] and test.texts == [
+            "é".encode() * 5 + b"\n"
+        ]
 
 
 def test_one_file_in_ten_of_a_folder_is_held_out(tmp_path):
     for i in range(200):
-        write(tmp_path / f"{i % 3}" / "deep" / f"{i}.txt", b"%d" % i)
+        write(tmp_path / f"part{i % 3}" / "deep" / f"{i}.txt", b"%d" % i)
     for hidden in (".a.txt", ".git/b.txt", "__MACOSX/c.txt"):
         write(tmp_path / hidden, b"\0")
     write(tmp_path / "empty.txt", b"")
@@ -62,8 +66,8 @@ def test_one_file_in_ten_of_a_folder_is_held_out(tmp_path):
         assert [Path(name).read_bytes() for name in part.names] == part.texts
     assert test.what == f"{len(test.names)} files"
     # Others change nothing for those that were there.
-    for i in range(200, 300):
-        write(tmp_path / f"{i}.txt", b"x")
+    for i in range(200, 303):
+        write(tmp_path / f"a{i}.txt", b"x")
     assert {*test.names} < {*path_documents(str(tmp_path), "test").names}
     assert {*train.names} < {*path_documents(str(tmp_path), "train").names}
 
@@ -71,7 +75,7 @@ def test_one_file_in_ten_of_a_folder_is_held_out(tmp_path):
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_of_a_few_files_there_is_one_on_each_side(tmp_path, count):
     for i in range(count):
-        write(tmp_path / f"{i}.txt", b"x")
+        write(tmp_path / f"file {i}.txt", b"x")
     train, test = (path_documents(str(tmp_path), split) for split in ("train", "test"))
     assert len(test.names) == 1 and len(train.names) == count - 1
     assert test.what == "1 file"
@@ -83,6 +87,20 @@ def test_a_folder_of_one_file_is_cut(tmp_path):
     write(tmp_path / "train" / "a.txt", b"x")
     write(tmp_path / "empty.txt", b"")
     assert path_documents(str(tmp_path), "train").what == "1 file"  # train alone is no part
+
+
+def test_what_is_held_out_is_logged(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(logging, "info", lambda text, *args: lines.append(text % args))
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.txt", b"text")
+        path_documents(str(tmp_path), "train")
+        path_documents(str(tmp_path), "test")
+    where = f"the folder {tmp_path} has no test part:"
+    assert lines == [
+        f"{where} the last tenth is held out.",
+        f"{where} one file in ten is held out.",
+    ]
 
 
 def test_folders_of_parts_are_splits(tmp_path, warnings):
@@ -169,7 +187,7 @@ def test_the_standard_library_is_read():
     both |= zip(test.names, test.texts, strict=True)
     root = Path(sysconfig.get_path("stdlib"))
     assert both["argparse.py"] == (root / "argparse.py").read_bytes()
-    assert {"json/decoder.py", "unittest/case.py", "idlelib/run.py"} <= both.keys()
+    assert {"json/decoder.py", "unittest/case.py"} <= both.keys()
     assert all(name.endswith(".py") for name in both)
     folders = {folder for name in both for folder in name.split("/")[:-1]}
     assert not folders & {"site-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -191,6 +209,8 @@ def test_of_the_library_what_is_text_is_read(tmp_path, monkeypatch):
     write(tmp_path / "_sysconfigdata_.py", b"x")
     write(tmp_path / "config-3" / "c.py", b"x")
     write(tmp_path / "d.txt", b"x")
+    write(tmp_path / "sitecustomize.py", b"x")
+    (tmp_path / "link.py").symlink_to("nowhere")
     train, test = (stdlib_documents(split) for split in ("train", "test"))
     assert sorted(train.names + test.names) == ["a.py", "b.py"]
     assert sorted(train.texts + test.texts) == [b"a", b"b"]
@@ -201,7 +221,7 @@ class Poems(tfds.core.GeneratorBasedBuilder):
 
     name = "blockjax_test_poems"
     VERSION = tfds.core.Version("1.0.0")
-    TEXTS = ("text", "author")
+    TEXTS = ("author", "text")
 
     def _info(self):
         texts = {key: tfds.features.Text() for key in self.TEXTS}
@@ -223,6 +243,20 @@ class Verses(Poems):
     TEXTS = ("author", "verse")
 
 
+class Odd(Poems):
+    """Texts of which some are empty, or no text."""
+
+    name = "blockjax_test_odd"
+
+    def _split_generators(self, dl_manager):
+        splits = {"some": [b"", b"x"], "none": [b""], "broken": [b"x", b"\xe9"]}
+        return {name: self._generate_examples(texts) for name, texts in splits.items()}
+
+    def _generate_examples(self, texts):
+        for i, text in enumerate(texts):
+            yield i, {"text": text, "author": b"", "label": i}
+
+
 class Numbers(Poems):
     name = "blockjax_test_numbers"
     TEXTS = ()
@@ -231,7 +265,7 @@ class Numbers(Poems):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tfds")
-    for kind in (Poems, Verses, Numbers):
+    for kind in (Poems, Verses, Odd, Numbers):
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         builder = kind(data_dir=directory, file_format="array_record")
         builder.download_and_prepare(download_config=config)
@@ -246,6 +280,14 @@ def test_a_text_feature_is_read(prepared):
     assert len(tfds_documents("blockjax_test_poems", "train[:1]", prepared).texts) == 1
     found = tfds_documents("blockjax_test_verses", "test", prepared)
     assert sorted(found.texts) == [f"author {i} é".encode() for i in range(2)]
+
+
+def test_examples_without_text(prepared):
+    assert tfds_documents("blockjax_test_odd", "some", prepared).texts == [b"x"]
+    with pytest.raises(ValueError, match=r"no text in 'text' of split 'none'; change data\.source"):
+        tfds_documents("blockjax_test_odd", "none", prepared)
+    with pytest.raises(ValueError, match=r"1\.0\.0 broken, record \d, which is not UTF-8.*0xe9"):
+        tfds_documents("blockjax_test_odd", "broken", prepared)
 
 
 def test_data_sets_without_text_are_refused(prepared, tmp_path):
