@@ -118,6 +118,18 @@ def did_you_mean(value: Any, known: Iterable[Any], cutoff: float = 0.6, prefix: 
     return f"did you mean {prefix + near[0]!r}? " if near else ""
 
 
+def near_path(path: Path, prefix: str = "") -> str:
+    """Returns "did you mean 'x'? " for what lies where a path leads to nothing and is called nearly like it, or "".
+
+    A prefix is put before what is shown.
+    """
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return ""
+    return did_you_mean(path.name, names, prefix=f"{prefix}{path.parent}{os.sep}")
+
+
 def divisors(number: int) -> str:
     """Lists the divisors of a number, with commas between; of a large number the smallest."""
     found = [i for i in range(1, min(number, 4096) + 1) if number % i == 0]

@@ -118,3 +118,16 @@ def image_batch(
     if stretched:
         arrays.append(("aspect", ArraySpec((), "float32")))
     return BatchSpec(tuple(arrays))
+
+
+def text_batch(context: int, vocabulary: int) -> BatchSpec:
+    """Returns the description of what `blockjax.data.text_batches` makes of text.
+
+    Args:
+      context: tokens of a sequence.
+      vocabulary: how many tokens there are, with a separator and a mask.
+
+    Returns:
+      "tokens", int32 [B, context], from 0 to `vocabulary`, exclusive.
+    """
+    return BatchSpec((("tokens", ArraySpec((context,), "int32", vocabulary)),))

@@ -56,22 +56,32 @@ class Order:
 class TrainIterator(Iterator[dict[str, np.ndarray]]):
     """Endless training batches, made ahead by threads or worker processes.
 
-    A batch is a dict with `image`, uint8 [B, S, S, 3]; for labelled sources `label`, int32 [B]; and
-    for stretched images `aspect`, float32 [B].
+    A batch of images is a dict with `image`, uint8 [B, S, S, 3]; for labelled sources `label`, int32 [B]; and
+    for stretched images `aspect`, float32 [B]. One of text has `tokens`, int32 [B, context].
 
     Attributes:
       batches: makes the batch at a position.
     """
 
-    def __init__(self, batches: Callable[[int], dict], order: Order, workers: int):
-        """Starts nothing yet; `train_batches` is the function to call.
+    def __init__(
+        self,
+        batches: Callable[[int], dict],
+        order: Order,
+        workers: int,
+        examples: str = "readable images",
+        fields: str = "data.source",
+    ):
+        """Starts nothing yet; `train_batches` and `text_train_batches` are the functions to call.
 
         Args:
           batches: makes the batch at a position.
           order: where the positions are.
           workers: how many processes make batches; 0 means threads of this one.
+          examples: what the order is of, for messages.
+          fields: what decides how many there are, for messages.
         """
         self.batches, self._order, self._workers = batches, order, workers
+        self._examples, self._fields = examples, fields
         self._position = 0
         self._iterator = None
 
@@ -109,12 +119,12 @@ class TrainIterator(Iterator[dict[str, np.ndarray]]):
         """Continues from a place, with the very batches that would have come.
 
         Raises:
-          ValueError: the place is in the order of another seed or of another number of images.
+          ValueError: the place is in the order of another seed or of another number of examples.
         """
         now = self.get_state()
         for key, what, field in (
             ("seed", "the seed", "config.seed"),
-            ("size", "the number of readable images", "data.source"),
+            ("size", f"the number of {self._examples}", self._fields),
         ):
             if state[key] != now[key]:
                 raise ValueError(

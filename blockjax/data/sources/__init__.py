@@ -1,4 +1,4 @@
-"""Sources of examples: the embedded set, TFDS data sets, image folders, array files."""
+"""Sources of examples: the embedded set, TFDS data sets, image folders, array files; text is opened in `text`."""
 
 import difflib
 import os
@@ -42,6 +42,11 @@ def open_source(spec: str, split: str, data_dir: str | None = None) -> Source:
         source = open_folder(given_path("data.source", rest), split)
     elif kind == "arrays" and rest:
         source = ArraysSource(given_path("data.source", rest), split)
+    elif kind == "text":
+        raise ValueError(
+            f"data.source is {spec!r}, which is text, for the objectives on text, next_token and masked_token: set "
+            f"objective to one of them, or data.source to one of {', '.join(KINDS)}."
+        )
     else:
         raise ValueError(
             f"data.source is {spec!r}, which is none of {', '.join(KINDS)}.{_did_you_mean(spec)}"

@@ -125,14 +125,14 @@ def _check_parts(root, parts, base):
 
 def _has_images(folder: Path, below: bool = True) -> bool:
     for _, folders, names in os.walk(folder):
-        folders[:] = filter(_visible, folders) if below else []
+        folders[:] = filter(visible, folders) if below else []
         if any(map(_is_image, names)):
             return True
     return False
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return [entry.name for entry in os.scandir(folder) if entry.is_dir() and _visible(entry.name)]
+    return [entry.name for entry in os.scandir(folder) if entry.is_dir() and visible(entry.name)]
 
 
 def _image_files(root: Path, folder: str) -> list[str]:
@@ -140,8 +140,8 @@ def _image_files(root: Path, folder: str) -> list[str]:
     if not (root / folder).exists():  # a class that another part has
         return []
     files = []
-    for directory, below, names in os.walk(root / folder, onerror=_raise):
-        below[:] = filter(_visible, below)
+    for directory, below, names in os.walk(root / folder, onerror=reraise):
+        below[:] = filter(visible, below)
         directory = os.path.relpath(directory, root)
         files += [
             os.path.normpath(os.path.join(directory, name)) for name in names if _is_image(name)
@@ -149,14 +149,16 @@ def _image_files(root: Path, folder: str) -> list[str]:
     return sorted(files)
 
 
-def _raise(error):
-    raise error  # images would be missing in silence
+def reraise(error: OSError) -> None:
+    """Raises what `os.walk` would leave out, or files would be missing in silence."""
+    raise error
 
 
 def _is_image(name: str) -> bool:
-    return _visible(name) and name.lower().endswith(SUFFIXES)
+    return visible(name) and name.lower().endswith(SUFFIXES)
 
 
-def _visible(name: str) -> bool:
+def visible(name: str) -> bool:
+    """Tells whether a file or folder of this name is read; hidden ones are not."""
     # Archives made on a Mac have a folder of shadow files with the names of the real ones.
     return not name.startswith(".") and name != "__MACOSX"

@@ -1,5 +1,6 @@
 """Which part of a folder or an array file a split names."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 
@@ -37,8 +38,16 @@ def slice_indices(count: int, bounds: tuple[str, str] | None) -> np.ndarray:
     return np.sort(np.random.RandomState(0).permutation(count)[low:high])
 
 
-def choose_part(base: str, parts: Sequence[str], where: str) -> tuple[str, str | None]:
+def choose_part(
+    base: str, parts: Sequence[str], where: str, held_out: str = "a tenth of each class"
+) -> tuple[str, str | None]:
     """Finds what to read for the split `base` where there are `parts`, perhaps none.
+
+    Args:
+      base: the split that is asked for, without a slice.
+      parts: those that there are.
+      where: whose parts, for messages.
+      held_out: what a test part is made of where there is none, for the log.
 
     Returns:
       The part ("" where there are none), and "train" or "test" if that part has to give a tenth of
@@ -47,7 +56,7 @@ def choose_part(base: str, parts: Sequence[str], where: str) -> tuple[str, str |
     no_test = not set(parts) & set(TEST_NAMES)
     if no_test and base in ("train", *TEST_NAMES) and (not parts or "train" in parts):
         if base == "train":  # every run opens it
-            logging.info("%s has no test part: a tenth of each class is held out.", where)
+            logging.info("%s has no test part: %s is held out.", where, held_out)
         return ("train" if parts else ""), ("train" if base == "train" else "test")
     for name in (base, *TEST_NAMES) if base in TEST_NAMES else (base,):
         if name in parts:
@@ -80,4 +89,19 @@ def held_out(labels: np.ndarray, every: int) -> np.ndarray:
     place = np.arange(len(labels)) - np.repeat(starts, counts)  # in its class
     mask = np.zeros(len(labels), bool)
     mask[order] = (place % every == 0) & (np.repeat(counts, counts) > 1)
+    return mask
+
+
+def held_out_by_name(names: Sequence[str], every: int) -> np.ndarray:
+    """Returns the mask of about one in so many examples, chosen by a hash of each one's name: others change nothing.
+
+    Of two or more there is at least one on each side.
+    """
+    # SHA-256, as Python's own hash differs from process to process.
+    hashes = np.array(
+        [int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big") for name in names]
+    )
+    mask = hashes < 2**56 // every
+    if len(names) > 1:
+        mask[np.argmin(hashes)], mask[np.argmax(hashes)] = True, False
     return mask

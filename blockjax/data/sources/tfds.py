@@ -20,40 +20,18 @@ class TfdsSource(Source):
         """
         import tensorflow_datasets as tfds
 
-        title = f"{builder.info.full_name} in {builder.data_dir}"
-        splits, features = builder.info.splits, builder.info.features
-        for base in (part.split("[")[0].strip() for part in split.split("+")):
-            if base not in splits:
-                raise DatasetUnavailable(
-                    f"{title} has no split {base!r}; it has {', '.join(sorted(splits))}: set "
-                    "data.train_split and data.test_split."
-                )
-            missing = [path for path in splits[base].filepaths if not path.exists()]
-            if missing:
-                raise DatasetUnavailable(
-                    f"{title} is incomplete: {len(missing)} files are missing, {missing[0]} is one."
-                )
+        features = builder.info.features
         images = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
         if not images:
             raise DatasetUnavailable(
-                f"{title} has no images, only {', '.join(features)}: set data.source to a data set "
+                f"{title_of(builder)} has no images, only {', '.join(features)}: set data.source to a data set "
                 "with an Image feature."
             )
         self._image = "image" if "image" in images else images[0]
         label = dict(features.items()).get("label")
         self.labelled = isinstance(label, tfds.features.ClassLabel)
         self.class_names = list(label.names) if self.labelled else None
-        try:
-            # Parsed here: TFDS would copy the image's bytes twice, and decode features that nobody reads.
-            self._records = builder.as_data_source(
-                split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-            )
-            len(self._records)  # refuses slices that end before they start
-        except (ValueError, AssertionError) as error:
-            raise DatasetUnavailable(
-                f"{title}: cannot read split {split!r}: {error} Set data.train_split and "
-                "data.test_split, for instance to 'train[:10%]'."
-            ) from error
+        self._records = open_records(builder, split)
         self._title = f"{builder.info.full_name} {split}"
         self.description = description_of(self._title, len(self), self.class_names)
 
@@ -61,9 +39,7 @@ class TfdsSource(Source):
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
-        from tensorflow_datasets.proto import tf_example_pb2
-
-        record = tf_example_pb2.Example.FromString(self._records[int(index)]).features.feature
+        record = parse_record(self._records[int(index)])
         example = {"image": record[self._image].bytes_list.value[0]}
         if self.labelled:
             example["label"] = record["label"].int64_list.value[0]
@@ -78,6 +54,56 @@ class TfdsSource(Source):
 
     def name(self, index: int) -> str:
         return f"{self._title}, record {index}"
+
+
+def title_of(builder) -> str:
+    """Returns what messages call a prepared data set."""
+    return f"{builder.info.full_name} in {builder.data_dir}"
+
+
+def open_records(builder, split: str):
+    """Returns the serialized examples of a split, a sequence of bytes; see `parse_record`.
+
+    Args:
+      builder: a TFDS builder whose data set is prepared.
+      split: a split in TFDS's notation, for instance `train[:10%]`.
+
+    Raises:
+      DatasetUnavailable: there is no such split, or its files are not all there.
+    """
+    import tensorflow_datasets as tfds
+
+    title, splits = title_of(builder), builder.info.splits
+    for base in (part.split("[")[0].strip() for part in split.split("+")):
+        if base not in splits:
+            raise DatasetUnavailable(
+                f"{title} has no split {base!r}; it has {', '.join(sorted(splits))}: set "
+                "data.train_split and data.test_split."
+            )
+        missing = [path for path in splits[base].filepaths if not path.exists()]
+        if missing:
+            raise DatasetUnavailable(
+                f"{title} is incomplete: {len(missing)} files are missing, {missing[0]} is one."
+            )
+    try:
+        # Parsed here: TFDS would copy the bytes twice, and decode features that nobody reads.
+        records = builder.as_data_source(
+            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+        len(records)  # refuses slices that end before they start
+    except (ValueError, AssertionError) as error:
+        raise DatasetUnavailable(
+            f"{title}: cannot read split {split!r}: {error} Set data.train_split and "
+            "data.test_split, for instance to 'train[:10%]'."
+        ) from error
+    return records
+
+
+def parse_record(record: bytes):
+    """Returns the features of a serialized example, by name."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example.FromString(record).features.feature
 
 
 def find_builder(name: str, data_dir: str | None = None):
@@ -130,8 +156,13 @@ def prepare_command(name: str, data_dir: str | None) -> str:
     return f"python -m blockjax.data.prepare tfds:{name}{where}"
 
 
-def open_tfds(name: str, split: str, data_dir: str | None) -> Source:
-    """Opens one split of a prepared data set; see `open_source` for the arguments.
+def prepared_builder(name: str, data_dir: str | None, instead: str = "'embedded'"):
+    """Returns the TFDS builder of a data set that is prepared.
+
+    Args:
+      name: as for `find_builder`.
+      data_dir: as in `open_source`.
+      instead: what to name as the `data.source` that needs no download.
 
     Raises:
       DatasetUnavailable: it is unknown or not prepared; says how to prepare it.
@@ -146,7 +177,16 @@ def open_tfds(name: str, split: str, data_dir: str | None) -> Source:
             f"{builder.info.full_name} is not prepared in {builder.data_dir}.\n{files}"
             "Prepare it once, where there is a network and TensorFlow (reading needs neither):\n"
             f"  {prepare_command(name, data_dir)}\n"
-            "Or set data.dir to where it is prepared, or data.source to 'embedded', which needs "
+            f"Or set data.dir to where it is prepared, or data.source to {instead}, which needs "
             "no download."
         )
-    return TfdsSource(builder, split)
+    return builder
+
+
+def open_tfds(name: str, split: str, data_dir: str | None) -> Source:
+    """Opens one split of a prepared data set of images; see `open_source` for the arguments.
+
+    Raises:
+      DatasetUnavailable: it is unknown, not prepared, or has no images or no such split.
+    """
+    return TfdsSource(prepared_builder(name, data_dir), split)
