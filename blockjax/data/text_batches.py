@@ -36,5 +36,5 @@ def text_train_batches(
     """
     rows_B = np.arange(batch_size) if rows is None else np.asarray(rows)
     order = Order(len(source), seed, batch_size, rows_B)
-    fields = "data.source, data.tokenizer and model.context"
+    fields = "data.source, data.train_split, data.tokenizer and model.context"
     return TrainIterator(_TextBatches(source, order), order, workers, "sequences", fields)
