@@ -7,6 +7,7 @@ import ml_collections
 from blockjax.checks import divisors, one_of
 from blockjax.config.defaults import default_config
 from blockjax.config.fields import flatten
+from blockjax.data.tokens import load_tokens
 from blockjax.models.layers import MLPS, NORMS
 from blockjax.models.text import POSITIONS, TEXT_PRESETS
 from blockjax.models.vit import PRESETS
@@ -25,7 +26,6 @@ _OF_TEXT = (
     *("model.bias", "model.tied", "loss.chunk", "data.tokenizer"),
 )
 _BACKBONE = ("backbone", "depth_blocks", "grow", "from_scratch", "tune_blocks")
-_BYTES = 258  # bytes, the separator of documents and the mask
 _CONTEXT = 256
 
 
@@ -68,11 +68,15 @@ def check_modality(config: ml_collections.ConfigDict) -> None:
 
 
 def fill_text(config: ml_collections.ConfigDict) -> None:
-    """Fills in what a config of text leaves open; the tokenizer's vocabulary is known only with the data."""
+    """Fills in what a config of text leaves open.
+
+    Raises:
+      ValueError: the tokenizer, whose vocabulary it is, cannot be read.
+    """
     if config.model.context is None:
         config.model.context = _CONTEXT
-    if config.model.vocabulary is None and config.data.tokenizer is None:
-        config.model.vocabulary = _BYTES
+    if config.model.vocabulary is None:
+        config.model.vocabulary = load_tokens(config.data.tokenizer).vocabulary
 
 
 def check_text_model(model: ml_collections.ConfigDict) -> None:
@@ -84,10 +88,6 @@ def check_text_model(model: ml_collections.ConfigDict) -> None:
     one_of("model.positions", model.positions, POSITIONS)
     one_of("model.norm", model.norm, NORMS)
     one_of("model.mlp", model.mlp, MLPS)
-    if model.vocabulary is None:
-        raise ValueError(
-            "model.vocabulary is open, and only the data's tokenizer knows it; set model.vocabulary"
-        )
     if model.width % model.heads:
         raise ValueError(
             f"model.width {model.width} is not divisible by model.heads {model.heads}; "

@@ -36,9 +36,13 @@ class BatchSpec:
 
     Attributes:
       arrays: (name, `ArraySpec`) pairs. The first is what the encoder reads.
+      unit: in which speed is told, "images" or "tokens".
+      units: of an example.
     """
 
     arrays: tuple[tuple[str, ArraySpec], ...]
+    unit: str = "images"
+    units: int = 1
 
     @property
     def encoded(self) -> str:
@@ -130,4 +134,5 @@ def text_batch(context: int, vocabulary: int) -> BatchSpec:
     Returns:
       "tokens", int32 [B, context], from 0 to `vocabulary`, exclusive.
     """
-    return BatchSpec((("tokens", ArraySpec((context,), "int32", vocabulary)),))
+    arrays = (("tokens", ArraySpec((context,), "int32", vocabulary)),)
+    return BatchSpec(arrays, unit="tokens", units=context)

@@ -8,7 +8,7 @@ import jax
 from blockjax.data.evaluation import evaluation_batches
 from blockjax.data.sources.source import Source
 from blockjax.learner.learner import Learner
-from blockjax.probes.features import BATCH, put_images
+from blockjax.probes.features import BATCH, put_examples
 from blockjax.sharding.mesh import replicated
 from blockjax.strategies.state import TrainState
 
@@ -31,7 +31,9 @@ def accuracies(
     right, total = 0, 0
     batches = evaluation_batches(source, learner.vit.image_size, BATCH, on_corrupt=on_corrupt)
     for images, labels in batches:
-        found = _predicted(learner, mesh, learner.backbone_params(state), put_images(images, mesh))
+        found = _predicted(
+            learner, mesh, learner.backbone_params(state), put_examples(images, mesh)
+        )
         predicted = jax.device_get(found)[:, : len(images)]
         right = right + (predicted == labels[None]).sum(axis=1)
         total += len(images)

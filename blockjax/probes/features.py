@@ -111,16 +111,18 @@ def batch_features(
     """Returns features of at most 250 images for each readout, [K, B, F] float32 on the host ([1, B, F] for one
     head).
     """
-    batch = put_images(images_BHWC, mesh)
+    batch = put_examples(images_BHWC, mesh)
     found = jax.device_get(_features(backbone, tuple(readouts), pool, mesh, params, batch))
     return {readout: rows[:, : len(images_BHWC)] for readout, rows in found.items()}
 
 
-def put_images(images_BHWC: np.ndarray, mesh: Mesh | None) -> np.ndarray | jax.Array:
-    """Fills at most 250 images up to a batch of one shape, so that one program runs, and splits it over a mesh."""
+def put_examples(
+    examples: np.ndarray, mesh: Mesh | None, most: int = BATCH
+) -> np.ndarray | jax.Array:
+    """Fills examples, at most so many, up to a batch of one shape, for one program, and splits it over a mesh."""
     devices = mesh.size if mesh else 1
-    size = -(-BATCH // devices) * devices
-    batch = np.concatenate([images_BHWC, images_BHWC[:1].repeat(size - len(images_BHWC), axis=0)])
+    size = -(-most // devices) * devices
+    batch = np.concatenate([examples, examples[:1].repeat(size - len(examples), axis=0)])
     if devices == 1:
         return batch
     # Each device, of whatever process, takes its share.

@@ -52,6 +52,40 @@ def losses(rows: list[dict[str, Any]], strategy: str) -> bytes:
     return _png(figure)
 
 
+def bits_per_byte(blocks: Mapping[str, float], others: Mapping[str, float]) -> bytes:
+    """Draws the bits per byte that each block needs for held-out text, in order of depth; returns a PNG.
+
+    Args:
+      blocks: by name, "block_1".
+      others: those of what is no network, by name: drawn as lines.
+    """
+    figure, axis = plt.subplots(figsize=(6, 4))
+    numbers = [int(name.rpartition("_")[2]) for name in blocks]
+    axis.plot(numbers, [*blocks.values()], marker="o", color="C0")
+    for number, bits in zip(numbers, blocks.values(), strict=True):
+        axis.annotate(
+            f"{bits:.3f}", (number, bits), textcoords="offset points", xytext=(0, 7), ha="center"
+        )
+    for name, bits in others.items():
+        axis.axhline(bits, color="gray", linestyle="--", linewidth=0.8)
+        axis.annotate(
+            name.replace("_", " "),
+            (1.0, bits),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            xytext=(-2, 2),
+            ha="right",
+            color="gray",
+            fontsize="small",
+        )
+    axis.set_xticks(numbers)
+    axis.set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
+    axis.set_xlabel("block")
+    axis.set_ylabel("bits per byte of held-out text")
+    axis.grid(alpha=0.3)
+    return _png(figure)
+
+
 def _number(key):
     return int(key.partition("/")[0].rpartition("_")[2])
 

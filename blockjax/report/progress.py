@@ -30,6 +30,7 @@ class Progress:
       enabled: Whether this process shows anything; only process 0 should.
       console: Where to show it; standard output if None.
       unit: What is counted.
+      speed_unit: In which speed is told.
       clock: Returns seconds.
     """
 
@@ -39,12 +40,13 @@ class Progress:
         start: int = 0,
         *,
         unit: str = "step",
+        speed_unit: str = "images",
         enabled: bool = True,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total = total
-        self._unit = unit
+        self._unit, self._speed_unit = unit, speed_unit
         self._step = start
         self._enabled = enabled
         self._console = console or Console()
@@ -53,7 +55,7 @@ class Progress:
         self._first: tuple[int, float] | None = None  # step and time of the first update
         self._eta: float | None = None
         self._losses: list[float] = []
-        self._images_per_second: float | None = None
+        self._speed: float | None = None
         self._line_time = -math.inf
         self._line_tenth = start * _LINES_PER_RUN // total
         # rich also takes a pipe for a terminal where FORCE_COLOR is set; a bar would flood it.
@@ -86,20 +88,18 @@ class Progress:
             self._live.stop()
             logging.get_absl_handler().python_handler.setStream(self._log_stream)
 
-    def update(
-        self, step: int, losses: Sequence[float], images_per_second: float | None = None
-    ) -> None:
+    def update(self, step: int, losses: Sequence[float], speed: float | None = None) -> None:
         """Shows the state after a step.
 
         Args:
           step: Number of train steps done in the whole run.
           losses: The loss of every block, block 1 first.
-          images_per_second: Speed of training, None if not known yet.
+          speed: Of training, in `speed_unit` a second; None if not known yet.
         """
         if not self._enabled:
             return
         now = self._clock()
-        self._step, self._losses, self._images_per_second = step, list(losses), images_per_second
+        self._step, self._losses, self._speed = step, list(losses), speed
         if self._first is None:
             # Speed counts from here, since the first step contains the compilation.
             self._first = (step, now)
@@ -135,7 +135,7 @@ class Progress:
 
     def _facts(self, width: int) -> str:
         """Returns everything in one line of at most `width` columns, if that is possible."""
-        speed = self._images_per_second
+        speed = self._speed
         facts = [
             f"{self._step}/{self._total} {100 * self._step // self._total}%",
             _duration(self._clock() - self._began),
@@ -143,7 +143,7 @@ class Progress:
         ]
         if speed is not None or self._unit == "step":
             number = "-" if speed is None else format(speed, ".0f" if speed >= 100 else ".1f")
-            facts.append(f"{number} images/s")
+            facts.append(f"{number} {self._speed_unit}/s")
         line = "  ".join(facts)
         if not self._losses:
             return line

@@ -3,10 +3,13 @@
 import ml_collections
 import numpy as np
 
+from blockjax.config.modality import is_text
 from blockjax.data.iterator import Groups, TrainIterator
 from blockjax.data.prefetch import DevicePrefetch
 from blockjax.data.sources import open_source
 from blockjax.data.sources.source import Source, fraction_of
+from blockjax.data.sources.text import open_text
+from blockjax.data.text_batches import text_train_batches
 from blockjax.data.train import train_batches
 from blockjax.learner.placement import Placement
 from blockjax.objectives import TASKS
@@ -23,11 +26,24 @@ def open_sources(config: ml_collections.ConfigDict) -> tuple[Source, Source]:
       ValueError: one of them cannot be read.
     """
     data = config.data
-    train = open_source(data.source, data.train_split, data.dir)
-    return (
-        fraction_of(train, data.fraction, config.seed),
-        open_source(data.source, data.test_split, data.dir),
+    train, test = (_opened(config, split) for split in (data.train_split, data.test_split))
+    return fraction_of(train, data.fraction, config.seed), test
+
+
+def _opened(config, split):
+    data, model = config.data, config.model
+    if not is_text(config):
+        return open_source(data.source, split, data.dir)
+    source = open_text(
+        data.source, split, context=model.context, tokenizer=data.tokenizer, data_dir=data.dir
     )
+    tokens = source.tokenizer
+    if tokens.vocabulary != model.vocabulary:
+        raise ValueError(
+            f"model.vocabulary={model.vocabulary}, but there are {tokens.vocabulary} tokens with separator and mask "
+            f"({tokens.name}); leave model.vocabulary out, or set data.tokenizer to a file with so many"
+        )
+    return source
 
 
 def count_classes(config: ml_collections.ConfigDict, train: Source, test: Source) -> int | None:
@@ -87,6 +103,14 @@ def host_batches(
 ) -> TrainIterator:
     """Returns the training batches of a resolved config on the host, see `train_batches`."""
     data, side = config.data, config.model.image_size
+    if is_text(config):
+        return text_train_batches(
+            source,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            rows=rows,
+            workers=data.workers,
+        )
     stretched = TASKS[config.objective].stretched_size(side)
     return train_batches(
         source,

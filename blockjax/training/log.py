@@ -75,13 +75,15 @@ class MetricsLog:
         _check_finite(step, metrics, trained)
         if not self._run.is_logged(step):
             return
-        rate = (step - self._since_step) * config.batch_size / max(now - self._since, 1e-9)
+        batch = learner.batch
+        units = (step - self._since_step) * config.batch_size * batch.units
+        rate = units / max(now - self._since, 1e-9)
         self._since, self._since_step = now, step
         row = {
             "step": step,
             "examples": step * config.batch_size,
             "seconds": self._seconds_before + now - self._begin,
-            "images_per_second": rate,
+            f"{batch.unit}_per_second": rate,
             "learning_rate": learner.learning_rate(step - 1),
             "data/wait_share": self._waiting.share(now),
         }

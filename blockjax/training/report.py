@@ -13,6 +13,7 @@ from blockjax.report import figures
 from blockjax.report.table import render_table
 from blockjax.strategies import TrainState
 from blockjax.training.setup import Setup
+from blockjax.training.text import report_text
 from blockjax.training.verdict import verdict
 from blockjax.workdir.files import write_bytes_atomic, write_json_atomic
 from blockjax.workdir.metrics import read_metrics
@@ -21,6 +22,7 @@ from blockjax.workdir.metrics import read_metrics
 def plan(run: Setup) -> str:
     """Returns what a run is going to do: data, devices, start, and parameters of each block."""
     config, learner, abstract = run.config, run.learner, run.abstract_state
+    examples = "sequences" if learner.batch.unit == "tokens" else learner.batch.unit
     stem = _count(abstract.stem.params)
     layers = _count(abstract.blocks.params["layers"]) // learner.losses
     if learner.shares_head:
@@ -32,7 +34,7 @@ def plan(run: Setup) -> str:
     each = "" if learner.losses == 1 else "each "
     return (
         f"run         {config.objective}, {config.strategy}, {config.dtype}, {run.steps} steps of "
-        f"{config.batch_size} images -> {run.workdir}\n"
+        f"{config.batch_size} {examples} -> {run.workdir}\n"
         f"data        {run.train_source.description}; {_epochs(run):.3g} epochs\n"
         f"devices     {jax.device_count()} x {jax.devices()[0].device_kind}; mesh {mesh}\n"
         f"start       {config.backbone if run.backbone is not None else 'random numbers'}\n"
@@ -43,7 +45,7 @@ def plan(run: Setup) -> str:
 
 
 def report(run: Setup, state: TrainState) -> dict[str, Any]:
-    """Probes and draws what was trained, and writes summary.json.
+    """Tests and draws what was trained, and writes summary.json.
 
     Args:
       run: at its end.
@@ -52,19 +54,26 @@ def report(run: Setup, state: TrainState) -> dict[str, Any]:
     Returns:
       The summary.
     """
+    rows = read_metrics(run.workdir / "metrics.jsonl")
+    speed = f"{run.learner.batch.unit}_per_second"
+    units = run.learner.batch.units
+    summary = {
+        "strategy": run.config.strategy,
+        "steps": run.steps,
+        "seconds": rows[-1]["seconds"] if rows else 0.0,
+        speed: units * rows[-1]["examples"] / rows[-1]["seconds"] if rows else 0.0,
+    }
+    of_modality = report_text if run.learner.objective.modality == "text" else _report_images
+    return of_modality(run, state, summary, rows)
+
+
+def _report_images(run, state, summary, rows):
     config, objective = run.config, run.learner.objective
     probes = [] if objective.takes_labels else _probes(run, state)
     tested = []
     if objective.takes_labels:
         tested = accuracies(run.learner, state, run.test_source, on_corrupt=config.data.on_corrupt)
-    rows = read_metrics(run.workdir / "metrics.jsonl")
-    summary = {
-        "strategy": config.strategy,
-        "steps": run.steps,
-        "seconds": rows[-1]["seconds"] if rows else 0.0,
-        "images_per_second": (rows[-1]["examples"] / rows[-1]["seconds"]) if rows else 0.0,
-        "probes": probes,
-    }
+    summary = {**summary, "probes": probes}
     if tested:
         summary["accuracy"] = tested
     images, _ = evaluation_images(

@@ -114,7 +114,12 @@ class Training(Setup):
         with (
             contextlib.closing(batches),
             contextlib.closing(Writer(self.workdir, enabled=self.is_first_process)) as writer,
-            Progress(self.steps, start, enabled=self.is_first_process) as progress,
+            Progress(
+                self.steps,
+                start,
+                speed_unit=self.learner.batch.unit,
+                enabled=self.is_first_process,
+            ) as progress,
             caught_signals() if jax.process_count() == 1 else contextlib.nullcontext([]) as caught,
         ):
             log = MetricsLog(self, writer, progress, start, lambda: batches.waited)
@@ -163,7 +168,7 @@ class Training(Setup):
     def _monitored(self, before, done, state, batch):
         """Returns how features differ after these steps, {name: [K]}; {} where nobody looks."""
         log = self.config.log
-        if not log.monitor_every:
+        if not log.monitor_every or self.learner.objective.modality != "images":
             return {}
 
         def is_due(step):
