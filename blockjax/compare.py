@@ -285,7 +285,9 @@ def _write(workdir, rows):
     write_bytes_atomic(workdir / "comparison.md", table(rows).encode())
     if all(row["probes"] for row in rows):
         write_bytes_atomic(workdir / "comparison.png", figures.comparison(rows))
-    if all(row.get("memory") for row in rows):
+    if all(row["bits_per_byte"] for row in rows):
+        write_bytes_atomic(workdir / "comparison.png", figures.text_comparison(rows))
+    if all(row.get("memory") and row["probes"] for row in rows):
         write_bytes_atomic(workdir / "comparison_memory.png", figures.accuracy_and_memory(rows))
 
 
@@ -295,7 +297,8 @@ def row_of(run: Training) -> dict[str, Any]:
     Returns:
       {"steps", "batch_size", "seconds"; "first" and "last": the losses of all blocks at the first and the last step
       that they have; "chance": see `Objective.chance`; "rank" and "std": the least `effective_rank` and `feature_std`
-      of all blocks at the last step; "probes": see `blockjax.evaluate.probe_blocks`}.
+      of all blocks at the last step; "probes": see `blockjax.evaluate.probe_blocks`; "bits_per_byte": of text, by
+      block}.
     """
     summary = json.loads((run.workdir / _SUMMARY).read_text())
     metrics = read_metrics(run.workdir / "metrics.jsonl")
@@ -313,6 +316,7 @@ def row_of(run: Training) -> dict[str, Any]:
         "rank": min(_of_blocks(last, "effective_rank"), default=None),
         "std": min(_of_blocks(last, "feature_std"), default=None),
         "probes": summary["probes"],
+        "bits_per_byte": summary.get("bits_per_byte"),
     }
 
 

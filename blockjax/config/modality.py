@@ -110,9 +110,10 @@ def _changed(config, fields) -> dict[str, tuple[Any, Any]]:
     values, defaults = flatten(config.to_dict()), flatten(default_config().to_dict())
     groups = tuple(f"{field}." for field in fields)
     return {
-        name: (value, defaults[name])
+        name: (value, defaults.get(name))
         for name, value in values.items()
-        if (name in fields or name.startswith(groups)) and _plain(value) != _plain(defaults[name])
+        if (name in fields or name.startswith(groups))
+        and _plain(value) != _plain(defaults.get(name))
     }
 
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 # Bytes of logits that stay in a core's cache. Above it a CPU is faster with one head after the other.
 _CACHED = 2**21
+# Tokens, and bytes of all heads' logits, from which on every platform takes one head after the other to save memory.
+_LONG, _LARGE = 512, 2**28
 
 
 def attention(
@@ -16,7 +18,8 @@ def attention(
 
     On CPU it computes the numbers of `jax.nn.dot_product_attention`, which other platforms use, up to rounding. XLA
     there writes every intermediate to memory, [B, H, Q, T] ones too. So heads run in turns where they are large, and
-    the backward pass makes logits and weights again instead of reading them.
+    the backward pass makes logits and weights again instead of reading them. Of long sequences other platforms do the
+    same: 16 heads of 16 sequences of 1,024 tokens would have logits of 1 GiB.
 
     Args:
       queries_BQHd: [B, Q, H, d]; B images, Q query tokens, H heads, d channels of a head.
@@ -24,13 +27,22 @@ def attention(
       values_BTHd: [B, T, H, d].
       causal: whether query i reads keys 0 to i only; Q is T then.
     """
+    by_heads = functools.partial(_by_heads, causal=causal)
+    at_once = functools.partial(jax.nn.dot_product_attention, is_causal=causal)
+    is_large = keys_BTHd.shape[1] >= _LONG and _logits(queries_BQHd, keys_BTHd) > _LARGE
     return jax.lax.platform_dependent(
         queries_BQHd,
         keys_BTHd,
         values_BTHd,
-        cpu=functools.partial(_by_heads, causal=causal),
-        default=functools.partial(jax.nn.dot_product_attention, is_causal=causal),
+        cpu=by_heads,
+        default=by_heads if is_large else at_once,
     )
+
+
+def _logits(queries_BQHd, keys_BTHd):
+    """Returns the bytes of all heads' logits."""
+    sequences, queries, heads, _ = queries_BQHd.shape
+    return 4 * sequences * heads * queries * keys_BTHd.shape[1]
 
 
 def cached_attention(
@@ -55,9 +67,8 @@ def cached_attention(
 
 
 def _by_heads(queries_BQHd, keys_BTHd, values_BTHd, causal):
-    images, queries, heads, _ = queries_BQHd.shape
     heads_first = tuple(jnp.moveaxis(x, 2, 0) for x in (queries_BQHd, keys_BTHd, values_BTHd))
-    if 4 * images * heads * queries * keys_BTHd.shape[1] > _CACHED:
+    if _logits(queries_BQHd, keys_BTHd) > _CACHED:
         mixed = jax.lax.map(lambda head: _mixed(*head, causal), heads_first)
     else:
         mixed = _mixed(*heads_first, causal)

@@ -22,23 +22,18 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             "loss, last",
             "chance",
         ),
-        *("least rank", "untrained: kNN", "linear", "kNN", "linear probe", "best"),
+        *(results := list(dict.fromkeys(name for row in rows for name in _results(row)))),
         *(f"fine-tuned, {label} of labels" for label in labels),
         *("GFLOP a step", "seconds"),
         *(f"{target} MiB: scratch, total" for target in targets),
     )
     lines = _head(head)
     for row in rows:
-        probes = {probe["features"]: probe for probe in row["probes"]}
-        untrained = [probes["untrained"]] if probes else []
         cells = [row["config"], row["strategy"], *_swept(row, fields), str(row["seed"])]
         cells += [f"{row['steps']} x {row['batch_size']}"]
         cells += [_figures(row["first"], 2), _figures(row["last"], 2)]
-        cells += [_figures([row["chance"]], 2), _figures([row["rank"]], 1)]
-        cells += [_figures([probe[kind] for probe in untrained], 3) for kind in ("knn", "linear")]
-        linear = _of_probes(row, "linear")
-        cells += [_figures(_of_probes(row, "knn"), 3), _figures(linear, 3)]
-        cells += [_figures([max(linear, default=None)], 3)]
+        cells += [_figures([row["chance"]], 2)]
+        cells += [_results(row).get(name, "-") for name in results]
         tuned = row.get("finetuned", {})
         cells += [_figures([tuned.get(label)], 3) for label in labels]
         cells += [_figures([row.get("gflops")], 1), _figures([row.get("seconds")], 0)]
@@ -48,6 +43,29 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         pixels = rows[0]["probes"][0]
         lines += ["", f"Raw pixels: kNN {pixels['knn']:.3f}, linear probe {pixels['linear']:.3f}."]
     return "\n".join(lines + _over_seeds(rows)) + "\n"
+
+
+def _results(row):
+    """Returns what the blocks of a run were tested for, as cells by column."""
+    if row.get("bits_per_byte"):
+        bits = _tested(row)
+        return {"bits per byte": _figures(bits, 3), "least": _figures([min(bits)], 3)}
+    untrained = [probe for probe in row["probes"] if probe["features"] == "untrained"]
+    linear = _of_probes(row, "linear")
+    return {
+        "least rank": _figures([row["rank"]], 1),
+        "untrained: kNN": _figures([probe["knn"] for probe in untrained], 3),
+        "linear": _figures([probe["linear"] for probe in untrained], 3),
+        "kNN": _figures(_of_probes(row, "knn"), 3),
+        "linear probe": _figures(linear, 3),
+        "best": _figures([max(linear, default=None)], 3),
+    }
+
+
+def _tested(row):
+    """Returns the figure of each block on which runs are compared: bits per byte of text, or the linear probe."""
+    bits = row.get("bits_per_byte")
+    return [*bits.values()] if bits else _of_probes(row, "linear")
 
 
 def _over_seeds(rows):
@@ -60,19 +78,26 @@ def _over_seeds(rows):
     found = {
         key: seeds
         for key, seeds in found.items()
-        if len(seeds) > 1 and all(_of_probes(row, "linear") for row in seeds)
+        if len(seeds) > 1 and all(_tested(row) for row in seeds)
     }
     if not found:
         return []
-    depth = max(len(_of_probes(seeds[0], "linear")) for seeds in found.values())
+    depth = max(len(_tested(seeds[0])) for seeds in found.values())
+    text = any(row.get("bits_per_byte") for row in rows)
     blocks = [f"block {k}" for k in range(1, depth + 1)]
     tuned = [f"fine-tuned, {label} of labels" for label in labels]
-    lines = ["", "Linear probes, mean over seeds (least to greatest):", ""]
-    lines += _head(("config", "strategy", *fields, "seeds", *blocks, "best", *tuned))
+    what = "Bits per byte" if text else "Linear probes"
+    lines = ["", f"{what}, mean over seeds (least to greatest):", ""]
+    lines += _head(
+        ("config", "strategy", *fields, "seeds", *blocks, "least" if text else "best", *tuned)
+    )
     for key, seeds in found.items():
-        linear = [_of_probes(row, "linear") for row in seeds]
-        cells = [*key, str(len(seeds)), *map(_mean_and_range, zip(*linear, strict=True))]
-        cells += ["-"] * (depth - len(linear[0])) + [_mean_and_range([*map(max, linear)])]
+        tested = [_tested(row) for row in seeds]
+        best = map(min if text else max, tested)
+        of_blocks = ["-"] * (depth - len(tested[0])) if text else []  # end to end has the last only
+        of_blocks += [*map(_mean_and_range, zip(*tested, strict=True))]
+        of_blocks += ["-"] * (depth - len(of_blocks))
+        cells = [*key, str(len(seeds)), *of_blocks, _mean_and_range([*best])]
         for label in labels:
             values = [row.get("finetuned", {}).get(label) for row in seeds]
             cells.append("-" if None in values else _mean_and_range(values))

@@ -86,6 +86,38 @@ def bits_per_byte(blocks: Mapping[str, float], others: Mapping[str, float]) -> b
     return _png(figure)
 
 
+def text_comparison(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Draws bits per byte over blocks, a line for each config, strategy and swept setting; returns a PNG.
+
+    A line is the mean over seeds, with their range shaded; end to end it is the point of the last block.
+
+    Args:
+      rows: of `blockjax.compare.compare`, with bits per byte.
+    """
+    found = collections.defaultdict(list)
+    for row in rows:
+        found[row["config"], _setting(row)].append(row["bits_per_byte"])
+    several = len({config for config, _ in found}) > 1
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for number, ((config, setting), seeds) in enumerate(found.items()):
+        blocks = [int(name.rpartition("_")[2]) for name in seeds[0]]
+        values = np.array([[*bits.values()] for bits in seeds])
+        drawn = {"color": f"C{number}"}
+        label = f"{config}, {setting}" if several else setting
+        axis.plot(blocks, values.mean(axis=0), marker="o", label=label, **drawn)
+        low, high = values.min(axis=0), values.max(axis=0)
+        if len(blocks) > 1:
+            axis.fill_between(blocks, low, high, alpha=0.25, linewidth=0, **drawn)
+        else:
+            axis.vlines(blocks, low, high, alpha=0.5, linewidth=4, **drawn)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_xlabel("block")
+    axis.set_ylabel("bits per byte of held-out text")
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.3)
+    return _png(figure)
+
+
 def _number(key):
     return int(key.partition("/")[0].rpartition("_")[2])
 

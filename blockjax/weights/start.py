@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from blockjax.checks import given_path
+from blockjax.config.modality import check_modality
 from blockjax.models.position import resized_positions, sincos_2d
 from blockjax.models.vit import PRESETS, ViT
 from blockjax.weights import UnusableWeights, Weights
@@ -43,6 +44,7 @@ def start_of(
                 "model.image_size, model.patch_size and blocks to train from random numbers"
             )
         return config, None
+    check_modality(config)
     config = config.copy_and_resolve_references()
     config.unlock()
     model = config.model

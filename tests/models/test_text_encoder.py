@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from blockjax.models.attention import attention
 from blockjax.models.layers import Layer
 from blockjax.models.position import rotated
 from blockjax.models.text import TextEncoder
@@ -54,8 +55,6 @@ def test_attention_head_by_head_is_causal_too(monkeypatch):
 
 
 def test_causal_attention_is_that_of_jax():
-    from blockjax.models.attention import attention
-
     query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 5, 3, 4))
     expected = jax.nn.dot_product_attention(query, key, value, is_causal=True)
     np.testing.assert_allclose(attention(query, key, value, causal=True), expected, atol=1e-6)
@@ -123,3 +122,13 @@ def test_residuals_that_start_at_zero_leave_tokens_as_they_are(mlp):
 def test_sequences_beyond_the_context_are_refused():
     with pytest.raises(ValueError, match=r"\(2, 13\).*at most 12"):
         encoder_of().inputs(jnp.zeros((2, 13), jnp.int32))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sequences", "loops"), [(1024, 16, 1), (1024, 2, 0), (256, 256, 0)]
+)
+def test_accelerators_take_heads_in_turns_where_sequences_are_long(tokens, sequences, loops):
+    shape = jax.ShapeDtypeStruct((sequences, tokens, 16, 64), jnp.bfloat16)
+    traced = jax.jit(lambda q, k, v: attention(q, k, v, causal=True)).trace(shape, shape, shape)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("stablehlo.while") == loops
