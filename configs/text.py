@@ -46,12 +46,12 @@ def get_config(argument=None):
         config.optimizer.weight_decay = 0.1
         config.optimizer.clip = 1.0
         return config
-    config.model.width, config.model.depth, config.model.heads = 128, 8, 4
+    config.model.width, config.model.depth, config.model.heads = 96, 4, 3
     config.model.context = given["context"] or 128
     config.batch_size = given["batch"] or 32
-    config.steps = given["steps"] or 1000
-    config.optimizer.base_learning_rate = 2e-3 * 256 / config.batch_size
+    config.steps = given["steps"] or 1500
+    config.optimizer.base_learning_rate = 5e-3 * 256 / config.batch_size
     config.optimizer.weight_decay = 0.1
     config.optimizer.clip = 1.0
-    config.probe.test_examples = 2000
+    config.probe.test_examples = 4000  # sequences of the held-out text
     return config

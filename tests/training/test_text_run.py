@@ -125,8 +125,8 @@ def test_the_last_batch_of_held_out_text_is_filled_up_and_not_counted(
 ):
     workdir, summary = finished
     run, state = final_state(config_of(folder), workdir)
-    monkeypatch.setattr("blockjax.probes.bits._TOKENS", 7 * 12)
-    assert len(run.test_source) % 7
+    monkeypatch.setattr("blockjax.probes.bits._TOKENS", 10 * 12)
+    assert len(run.test_source) % 10
     rows = bits_of_blocks(run.learner, state, run.test_source, jax.random.key(0))
     for row in rows:
         expected = summary["bits_per_byte"][row["features"]]
