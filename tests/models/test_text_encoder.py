@@ -60,6 +60,16 @@ def test_causal_attention_is_that_of_jax():
     np.testing.assert_allclose(attention(query, key, value, causal=True), expected, atol=1e-6)
 
 
+def test_accelerators_form_is_causal(monkeypatch):
+    monkeypatch.setattr(
+        "jax.lax.platform_dependent", lambda *arrays, cpu, default: default(*arrays)
+    )
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 5, 3, 4))
+    expected = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+    np.testing.assert_array_equal(attention(query, key, value, causal=True), expected)
+    assert np.abs(attention(query, key, value) - expected).max() > 0.1
+
+
 @pytest.mark.parametrize("fields", KINDS)
 def test_tokens_one_by_one_leave_a_cache_as_all_at_once_leave_the_layers(fields):
     encoder = encoder_of(**fields)
