@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from blockjax.checks import UINT32, Bound
+from blockjax.checks import UINT32, Bound, given_path
 from blockjax.data.tokens import Tokens
 from blockjax.models.generate import generate
 from blockjax.report.command import begin, check_devices
@@ -52,7 +52,7 @@ def main() -> None:
     workdir, blocks, samples = (arguments.pop(n) for n in ("workdir", "blocks", "samples"))
     try:
         depths = _depths(blocks)
-        weights = open_text_weights(workdir)
+        weights = open_text_weights(given_path("--workdir", workdir))
         for depth in depths:
             for i, text in enumerate(
                 sample(weights, blocks=depth, samples=samples, **arguments), start=1
@@ -108,6 +108,8 @@ def sample(
         weights, name = source, "the model"
     else:
         weights, name = open_text_weights(source), source
+    if prompt != prompt.encode(errors="replace").decode():
+        raise ValueError("--prompt holds bytes that are no UTF-8; give text")
     weights = weights.first(blocks)
     model, encoder = weights.model, weights.model.encoder
     if not encoder.causal:
@@ -138,7 +140,7 @@ def sample(
         rngs,
         length=len(prompt_P),
         most=tokens or room,
-        temperature=temperature,
+        temperature=float(temperature),
         top_k=top_k,
     )
     return [_text(tokenizer, model.separator, prompt_P, row) for row in np.asarray(written)]

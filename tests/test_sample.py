@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from blockjax.evaluate import evaluate
 from blockjax.export import export
+from blockjax.reconstruct import reconstruct
 from blockjax.sample import main, sample
 from blockjax.training.run import Training
 from blockjax.weights.loading import Run, open_run, open_text_weights
@@ -84,6 +86,16 @@ def test_a_run_continues_what_it_learned(workdir, tmp_path):
     assert sample(workdir, "ab", temperature=0) == [("abc" * 10)[2:CONTEXT]]  # as many as fit
     exported = export(workdir, "safetensors", tmp_path / "out")
     assert sample(exported, "abca", **options, blocks=1) == [text[:20]]
+    card = (exported / "README.md").read_text()
+    assert "120 steps of 8 sequences, in 2 gradient-isolated blocks." in card
+    assert "| block_2 | 0." in card and "model(params, np.array([[256, *ids]]))" in card
+    card = (export(workdir, "safetensors", tmp_path / "one", blocks=1) / "README.md").read_text()
+    assert "| block_1 | 0." in card and "| block_2 |" not in card and "the first 1." in card
+    for refuses in (evaluate, reconstruct):
+        with pytest.raises(
+            ValueError, match=r"run was trained on text, by next_token; this is for"
+        ):
+            refuses(workdir)
 
 
 @pytest.mark.slow
@@ -167,6 +179,7 @@ def test_what_cannot_be_continued(tmp_path):
         ({"top_k": 258}, "--top_k must be from 1 to 257, not 258|at most 257"),
         ({"samples": 0}, "--samples must be at least 1"),
         ({"seed": -1}, "--seed must be at least 0"),
+        ({"prompt": "a\udcff"}, "--prompt holds bytes that are no UTF-8"),
     ):
         with pytest.raises(ValueError, match=message):
             sample(run, **options)

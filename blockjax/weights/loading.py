@@ -70,6 +70,11 @@ class Run:
         """Whether it learned from text."""
         return self.learner.objective.modality == "text"
 
+    def check_images(self) -> None:
+        """Raises ValueError where it learned from text."""
+        if self.is_text:
+            raise _not_images(self.workdir, f"was trained on text, by {self.config.objective}")
+
     @functools.cached_property
     def untrained(self) -> PyTree:
         """The parameters that `backbone` takes, as they were before the first step."""
@@ -86,8 +91,7 @@ class Run:
         Raises:
           ValueError: there is no such block, or the run learned from text.
         """
-        if self.is_text:
-            raise _not_images(self.workdir, f"was trained on text, by {self.config.objective}")
+        self.check_images()
         backbone, params = self.backbone, self.params
         blocks = _checked_blocks(blocks, backbone.blocks, f"the run in {self.workdir}")
         vit = dataclasses.replace(
