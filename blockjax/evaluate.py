@@ -226,6 +226,7 @@ class _Subject:
         if not is_run(path):
             return cls._of_weights(path, heads)
         run = open_run(path)
+        run.check_images()
         check_heads(run.backbone.vit, heads, path)
         return cls._of_run(run)
 

@@ -2,7 +2,9 @@
 
     python -m blockjax.export --workdir runs/quickstart --blocks 3 --format huggingface --output exported
 
-What is written opens again with `blockjax.load`, with the library named, and as `--config.backbone` of a run.
+What is written opens again with `blockjax.load`, with the library named, and as `--config.backbone` of a run. A model
+of text goes to transformers as a Llama, where it was trained as one; in our own names `blockjax.load` and
+`blockjax.sample` open it.
 """
 
 import argparse
@@ -22,19 +24,14 @@ from blockjax.models.patches import CHANNEL_MEAN, CHANNEL_STD
 from blockjax.report.command import begin, check_devices
 from blockjax.weights import Weights, to_tensors
 from blockjax.weights.files import write_tensors
-from blockjax.weights.loading import (
-    OWN_FORMAT,
-    SAVED_FIELDS,
-    Run,
-    check_heads,
-    is_run,
-    open_run,
-    open_weights,
-    own_tensors,
-)
+from blockjax.weights.llama import check_llama, llama_config, llama_tensors
+from blockjax.weights.loading import SAVED_FIELDS, Run, open_any
+from blockjax.weights.own import OWN_FORMAT, as_tensors
+from blockjax.weights.text import TOKENIZER, TextWeights, text_config
 from blockjax.workdir.files import write_json_atomic, writing
 
 FORMATS = ("huggingface", "timm", "mae", "safetensors")
+TEXT_FORMATS = ("huggingface", "safetensors")
 
 
 def main() -> None:
@@ -77,8 +74,8 @@ def export(
 
     Args:
       workdir: of a run; or weights of another library, to convert.
-      form: one of `FORMATS`. "huggingface" is a ViTModel; with MAE's own decoder a ViTMAEForPreTraining. "mae" has the
-        decoder too, if there is one.
+      form: one of `FORMATS`. "huggingface" is a ViTModel; with MAE's own decoder a ViTMAEForPreTraining; of text a
+        LlamaForCausalLM. "mae" has the decoder too, if there is one.
       output: the folder; it appears when it is complete.
       blocks: the first so many of a run; default all.
       heads: of the attention, for weights that do not say it.
@@ -87,40 +84,71 @@ def export(
       The folder.
 
     Raises:
-      ValueError: there is nothing to export, the format is unknown, or the folder exists.
+      ValueError: there is nothing to export, the format is unknown or not for this model, or the folder exists.
     """
     if form not in FORMATS:
         raise ValueError(f"--format {form!r} is unknown; it may be one of {', '.join(FORMATS)}")
     workdir, output = given_path("--workdir", workdir), given_path("--output", output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} exists; name a folder that does not")
-    run = open_run(workdir) if is_run(workdir) else None
-    if run is None:
-        weights = open_weights(workdir, blocks, heads)
+    weights, run = open_any(workdir, blocks, heads)
+    if isinstance(weights, TextWeights):
+        depth, write = weights.model.encoder.depth, _write_text
+        _check_text(form, weights, workdir)
     else:
-        check_heads(run.backbone.vit, heads, workdir)
-        weights = run.weights(blocks)
+        depth, write = weights.vit.depth, _write_images
     unfinished = output.with_name(f".{output.name}-{os.getpid()}.unfinished")
     try:
         with writing("--output", output):
             unfinished.mkdir(parents=True)
-            tensors = own_tensors(weights) if form == "safetensors" else to_tensors(weights, form)
-            write_tensors(unfinished / "model.safetensors", tensors)
-            for name, content in _config_files(form, weights, run).items():
-                write_json_atomic(unfinished / name, content)
-            card = _card(form, weights, run, workdir, blocks)
-            (unfinished / "README.md").write_text(card)
+            tensors = write(unfinished, form, weights, run, workdir)
             if output.exists():
                 output.rmdir()
             unfinished.rename(output)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     size = sum(tensor.size for tensor in tensors.values())
-    print(
-        f"{output}: {weights.vit.depth} layers, {len(tensors)} tensors, {size:,} numbers",
-        flush=True,
-    )
+    print(f"{output}: {depth} layers, {len(tensors)} tensors, {size:,} numbers", flush=True)
     return output
+
+
+def _write_images(folder, form, weights, run, workdir):
+    """Writes an encoder of images into a folder, and returns its tensors."""
+    is_own = form == "safetensors"
+    tensors = as_tensors(weights.params) if is_own else to_tensors(weights, form)
+    write_tensors(folder / "model.safetensors", tensors)
+    for name, content in _config_files(form, weights, run).items():
+        write_json_atomic(folder / name, content)
+    (folder / "README.md").write_text(_card(form, weights, run, workdir))
+    return tensors
+
+
+def _check_text(form, weights, workdir):
+    if form not in TEXT_FORMATS:
+        raise ValueError(
+            f"--format {form} is of images, and {workdir} holds a model of text; it may be one of "
+            f"{', '.join(TEXT_FORMATS)}"
+        )
+    if form == "huggingface":
+        check_llama(weights, workdir)
+    if weights.tokenizer is not None and not weights.tokenizer.is_file():
+        raise ValueError(
+            f"data.tokenizer of {workdir} is {weights.tokenizer}, and there is no such file from here; put it back, "
+            "as it goes with the weights"
+        )
+
+
+def _write_text(folder, form, weights, run, workdir):
+    """Writes a model of text into a folder, with the file of its tokenizer, and returns its tensors."""
+    is_own = form == "safetensors"
+    tensors = as_tensors(weights.params) if is_own else llama_tensors(weights)
+    write_tensors(folder / "model.safetensors", tensors)
+    config = text_config(weights) if is_own else llama_config(weights)
+    write_json_atomic(folder / "config.json", config)
+    if weights.tokenizer is not None:
+        shutil.copyfile(weights.tokenizer, folder / TOKENIZER)
+    (folder / "README.md").write_text(_text_card(form, weights, run, workdir))
+    return tensors
 
 
 def _config_files(form: str, weights: Weights, run: Run | None) -> dict[str, Any]:
@@ -216,71 +244,125 @@ _USE = {
 _LIBRARY = {"huggingface": "transformers", "timm": "timm"}
 
 
-def _card(form, weights, run, workdir, blocks) -> str:
+def _card(form, weights, run, workdir) -> str:
     """Returns the model card: what it is, how to use it, how it was trained and what it reached."""
     vit = weights.vit
     lines = [
-        "---",
-        f"library_name: {_LIBRARY.get(form, 'blockjax')}",
-        "tags: [vision, self-supervised, blockjax]",
-        "pipeline_tag: image-feature-extraction",
-        "---",
-        "",
+        *_head(form, "vision, self-supervised", "image-feature-extraction"),
         f"# Vision Transformer, {vit.depth} layers of width {vit.width}",
         "",
         f"{vit.heads} heads, patches of {vit.patch_size} pixels, images of {vit.image_size} x {vit.image_size} pixels; "
         + ("learned" if vit.learned_positions else "fixed sine and cosine")
         + f" positions. Written by blockjax {__version__}. Pixels in [0, 1] are normalised with mean "
         + f"{_decimals(CHANNEL_MEAN)} and standard deviation {_decimals(CHANNEL_STD)}.",
-        "",
-        "```python",
-        _USE[form],
-        "```",
-        "",
+        *_code(_USE[form]),
     ]
     if run is None:
-        return "\n".join([*lines, f"Converted from `{Path(workdir).name}`.", ""])
+        return _converted(lines, workdir)
+    kept = vit.depth * run.backbone.blocks // run.backbone.vit.depth
+    return _trained(lines, run, kept, "images", _probe_lines(run, kept))
+
+
+_TEXT_USE = {
+    "huggingface": "import torch\nfrom transformers import AutoModelForCausalLM\n\n"
+    'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
+    "new = model.generate(torch.tensor([[SEPARATOR, *ids]]), max_new_tokens=20)",
+    "safetensors": 'import blockjax\nimport numpy as np\n\nmodel, params = blockjax.load("FOLDER")\n'
+    "logits = model(params, np.array([[SEPARATOR, *ids]]))",
+}
+
+
+def _text_card(form, weights, run, workdir) -> str:
+    """Returns the card of a model of text."""
+    model, encoder = weights.model, weights.model.encoder
+    tokens = "bytes of UTF-8" if weights.tokenizer is None else f"those of {TOKENIZER}"
+    lines = [
+        *_head(form, "text, block-wise", "text-generation" if encoder.causal else "fill-mask"),
+        f"# Language model, {encoder.depth} layers of width {encoder.width}",
+        "",
+        f"{encoder.heads} heads, sequences of at most {encoder.context} tokens, {encoder.positions} positions. Written "
+        f"by blockjax {__version__}. Token ids are {tokens}; {model.separator} stands before every document"
+        + ("" if encoder.causal else f", {model.mask} for a masked token")
+        + ".",
+        *_code(_TEXT_USE[form].replace("SEPARATOR", str(model.separator))),
+    ]
+    if run is None:
+        return _converted(lines, workdir)
+    return _trained(lines, run, model.blocks, "sequences", _bits_lines(run, model.blocks))
+
+
+def _head(form, tags, pipeline):
+    library = _LIBRARY.get(form, "blockjax")
+    lines = [f"library_name: {library}", f"tags: [{tags}, blockjax]", f"pipeline_tag: {pipeline}"]
+    return ["---", *lines, "---", ""]
+
+
+def _code(code):
+    return ["", "```python", code, "```", ""]
+
+
+def _converted(lines, workdir):
+    return "\n".join([*lines, f"Converted from `{Path(workdir).name}`.", ""])
+
+
+def _trained(lines, run, kept, examples, results):
     config = run.config
     there = run.backbone.blocks
-    kept = there if blocks is None else blocks
     part = "" if kept == there else f", of which these are the first {kept}"
     kind = "gradient-isolated blocks" if run.learner.losses > 1 else "depths, trained end to end"
     lines += [
         "## Training",
         "",
-        f"Objective `{config.objective}` on `{config.data.source}`, {run.step:,} steps of {config.batch_size} images, "
-        f"in {there} {kind}{part}.",
+        f"Objective `{config.objective}` on `{config.data.source}`, {run.step:,} steps of {config.batch_size} "
+        f"{examples}, in {there} {kind}{part}.",
         "",
+        *results,
+        *("## Config", "", "```json"),
     ]
-    lines += [*_probe_lines(run, kept), "## Config", "", "```json"]
     return "\n".join([*lines, json.dumps(config_lib.to_json(config), indent=1), "```", ""])
 
 
 def _probe_lines(run, kept):
     """Returns the probes of the run's summary up to the exported block, as a table; none if there are none."""
+    wanted = {"pixels", "untrained", *(f"block_{k}" for k in range(1, kept + 1))}
+
+    def line(row):
+        name = row["features"]
+        return f"| {name} | {row['knn']:.3f} | {row['linear']:.3f} |" if name in wanted else None
+
+    header = ["| features | kNN | linear probe |", "|---|---|---|"]
+    lines = _summary_lines(run, "probes", line)
+    return _table("Accuracy of probes on frozen features:", header, lines)
+
+
+def _bits_lines(run, kept):
+    """Returns the bits that the run's summary has of blocks up to the exported one, as a table."""
+    unit = "byte" if run.learner.objective.causal else "token"
+    wanted = {f"block_{k}" for k in range(1, kept + 1)}
+
+    def line(row):
+        name, bits = row["features"], row[f"bits_per_{unit}"]
+        return f"| {name} | {bits:.3f} | {row['perplexity']:.2f} |" if name in wanted else None
+
+    header = [f"| block | bits per {unit} | perplexity of a token |", "|---|---|---|"]
+    return _table("Held-out text:", header, _summary_lines(run, "blocks", line))
+
+
+def _summary_lines(run, name, line):
+    """Returns what `line` makes of the rows of a list in the run's summary, without None; [] if they are unreadable."""
     path = run.workdir / "summary.json"
     if not path.is_file():
         return []
-    wanted = {"pixels", "untrained", *(f"block_{k}" for k in range(1, kept + 1))}
     try:
-        rows = [
-            f"| {row['features']} | {row['knn']:.3f} | {row['linear']:.3f} |"
-            for row in json.loads(path.read_text()).get("probes", [])
-            if row["features"] in wanted
-        ]
+        rows = json.loads(path.read_text()).get(name, [])
+        return [text for row in rows if (text := line(row)) is not None]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the weights do without
-        logging.warning("%s cannot be read: the card has no probes", path)
+        logging.warning("%s cannot be read: the card has no table", path)
         return []
-    if not rows:
-        return []
-    return [
-        "Accuracy of probes on frozen features:",
-        "",
-        "| features | kNN | linear probe |",
-        "|---|---|---|",
-        *rows,
-        "",
-    ]
+
+
+def _table(title, header, rows):
+    return [title, "", *header, *rows, ""] if rows else []
 
 
 if __name__ == "__main__":

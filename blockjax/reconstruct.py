@@ -70,6 +70,7 @@ def reconstruct(
     if output.suffix.lower() != ".png":
         raise ValueError(f"--output {output} should end in .png")
     run = open_run(workdir)
+    run.check_images()
     if not attention and not run.learner.objective.reconstructs:
         raise ValueError(
             f"{workdir} was trained by {run.config.objective}, which reconstructs nothing; give --attention"

@@ -19,14 +19,17 @@ from blockjax.learner.learner import Learner, run_key
 from blockjax.learner.placement import Placement
 from blockjax.models.backbone import Backbone, head_norm
 from blockjax.models.decoders import SelfAttentionDecoder
+from blockjax.models.encoder import Encoder
+from blockjax.models.language import LanguageModel
 from blockjax.models.vit import ViT
 from blockjax.sharding.mesh import make_mesh
 from blockjax.strategies.state import TrainState
 from blockjax.weights import UnusableWeights, Weights, from_tensors, read_tensors
+from blockjax.weights.own import OWN_FORMAT, as_params
+from blockjax.weights.text import TextWeights, run_text_weights, saved_text_weights
 from blockjax.workdir.checkpoint import Checkpoints
 
 PyTree = Any
-OWN_FORMAT = "blockjax"  # of config.json beside weights in this package's own names
 # The fields of ViT that a file says; the others are how it is run.
 SAVED_FIELDS = (
     *("image_size", "patch_size", "width", "depth", "heads", "mlp_ratio", "learned_positions"),
@@ -62,6 +65,16 @@ class Run:
         """The parameters that `backbone` takes."""
         return self.learner.backbone_params(self.state)
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it learned from text."""
+        return self.learner.objective.modality == "text"
+
+    def check_images(self) -> None:
+        """Raises ValueError where it learned from text."""
+        if self.is_text:
+            raise _not_images(self.workdir, f"was trained on text, by {self.config.objective}")
+
     @functools.cached_property
     def untrained(self) -> PyTree:
         """The parameters that `backbone` takes, as they were before the first step."""
@@ -76,8 +89,9 @@ class Run:
         the others' LayerNorm neither scales nor shifts.
 
         Raises:
-          ValueError: there is no such block.
+          ValueError: there is no such block, or the run learned from text.
         """
+        self.check_images()
         backbone, params = self.backbone, self.params
         blocks = _checked_blocks(blocks, backbone.blocks, f"the run in {self.workdir}")
         vit = dataclasses.replace(
@@ -106,6 +120,17 @@ class Run:
         own = {name: value for name, value in head.items() if name != "norm"}
         decoder = dataclasses.replace(decoder, remat="none")
         return Weights(vit, {"stem": stem, "layers": layers, "norm": norm}, decoder, own)
+
+    def text_weights(self, blocks: int | None = None) -> TextWeights:
+        """Returns the model of text that ends with block `blocks`, with the heads of its blocks; on the host.
+
+        Raises:
+          ValueError: there is no such block, it has no head, or the run learned from images.
+        """
+        if not self.is_text:
+            raise _not_text(self.workdir, f"was trained on images, by {self.config.objective}")
+        weights = run_text_weights(self.learner, self.state, self.config.data.tokenizer)
+        return weights.first(blocks)
 
 
 def open_run(workdir: str | os.PathLike) -> Run:
@@ -147,7 +172,7 @@ def is_run(path: str | os.PathLike) -> bool:
 def open_weights(
     path: str | os.PathLike, blocks: int | None = None, heads: int | None = None
 ) -> Weights:
-    """Opens an encoder: the first blocks of a run, an exported folder, or weights of another library.
+    """Opens an encoder of images: the first blocks of a run, an exported folder, or weights of another library.
 
     Args:
       path: a workdir; a folder with weights; or a file of them.
@@ -157,16 +182,46 @@ def open_weights(
     Raises:
       ValueError: there is nothing of the kind, it cannot be used, or it says another number of heads.
     """
+    weights, _ = open_any(path, blocks, heads)
+    if isinstance(weights, TextWeights):
+        raise _not_images(path, "holds a model of text")
+    return weights
+
+
+def open_text_weights(path: str | os.PathLike, blocks: int | None = None) -> TextWeights:
+    """Opens a model of text: the first blocks of a run, or of what was exported with --format safetensors.
+
+    Raises:
+      ValueError: there is nothing of the kind, or it cannot be used.
+    """
+    weights, run = open_any(path, blocks)
+    if isinstance(weights, Weights):
+        by = (
+            f"was trained on images, by {run.config.objective}" if run else "holds no model of text"
+        )
+        raise _not_text(path, by)
+    return weights
+
+
+def open_any(
+    path: str | os.PathLike, blocks: int | None = None, heads: int | None = None
+) -> tuple[Weights | TextWeights, Run | None]:
+    """Opens what `open_weights` or `open_text_weights` would; and the run, where it is one."""
     path = Path(path)
     if is_run(path):
         run = open_run(path)
-        check_heads(run.backbone.vit, heads, path)
-        return run.weights(blocks)
+        check_heads(run.learner.vit, heads, path)
+        return run.text_weights(blocks) if run.is_text else run.weights(blocks), run
+    said = _said_beside(path)
+    is_own = said.get("format") == OWN_FORMAT
+    if is_own and "text" in said:
+        weights = saved_text_weights(read_tensors(path), said, path).first(blocks)
+        check_heads(weights.model.encoder, heads, path)
+        return weights, None
     if blocks is not None:
         raise ValueError(f"{path} is no run but one encoder: it has no blocks to choose")
     tensors = read_tensors(path)
-    said = _said_beside(path)
-    if said.get("format") == OWN_FORMAT:
+    if is_own:
         weights = _from_own(tensors, said, path)
     else:
         options = _options(said)
@@ -179,10 +234,10 @@ def open_weights(
                 weights.vit.heads,
             )
     check_heads(weights.vit, heads, path)
-    return weights
+    return weights, None
 
 
-def check_heads(vit: ViT, heads: int | None, source: str | os.PathLike) -> None:
+def check_heads(vit: Encoder, heads: int | None, source: str | os.PathLike) -> None:
     """Raises ValueError where somebody asks for another number of heads than an encoder has."""
     if heads not in (None, vit.heads):
         raise UnusableWeights(
@@ -193,39 +248,34 @@ def check_heads(vit: ViT, heads: int | None, source: str | os.PathLike) -> None:
 
 def load(
     path: str | os.PathLike, blocks: int | None = None, *, heads: int | None = None
-) -> tuple[Backbone, PyTree]:
+) -> tuple[Backbone | LanguageModel, PyTree]:
     """Opens an encoder for use.
 
-    `features, params = blockjax.load("runs/quickstart", blocks=3)`, and then `features(params, images)`.
+    `features, params = blockjax.load("runs/quickstart", blocks=3)`, and then `features(params, images)`; of text
+    `model, params = blockjax.load("runs/text", blocks=3)`, and then `model(params, tokens)` for logits.
 
     Args:
       path: the workdir of a run, a folder or a file of weights.
-      blocks: how many of a run's blocks; default all.
+      blocks: how many of a run's blocks, or of an exported model of text; default all.
       heads: of the attention, for weights that do not say it: no tensor tells, and with another number all features are
         wrong. Default: 64 channels a head, as in all ViTs of the papers but H, and a warning.
 
     Returns:
-      `features`, a pure function `features(params, images, readout="mean")`, see `Backbone.__call__`; and `params`.
+      `features`, a pure function `features(params, images, readout="mean")`, see `Backbone.__call__`, or of text
+      `model`, see `LanguageModel.__call__`; and `params`.
 
     Raises:
       ValueError: there is nothing of the kind, it cannot be used, or it says another number of heads.
     """
-    weights = open_weights(path, blocks, heads)
+    weights, _ = open_any(path, blocks, heads)
     params = jax.tree.map(jax.numpy.asarray, weights.params)
+    if isinstance(weights, TextWeights):
+        return weights.model, params
     norm, layers = jax.tree.map(lambda leaf: leaf[None], (params["norm"], params["layers"]))
     return Backbone(weights.vit, 1), {
         "stem": params["stem"],
         "layers": layers,
         "heads": {"norm": norm},
-    }
-
-
-def own_tensors(weights: Weights) -> dict[str, np.ndarray]:
-    """Returns an encoder's parameters by this package's own names, layers stacked."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(weights.params)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
-        for path, leaf in flat
     }
 
 
@@ -241,22 +291,7 @@ def _from_own(tensors, said, path):
         "layers": jax.eval_shape(lambda key: vit.init_block(key, 0, 1), jax.random.key(0)),
         "norm": jax.eval_shape(lambda: _plain_norm(vit.width)),
     }
-    flat, treedef = jax.tree_util.tree_flatten_with_path(shapes)
-    leaves = []
-    for leaf_path, leaf in flat:
-        name = jax.tree_util.keystr(leaf_path, simple=True, separator=".")
-        found = tensors.pop(name, None)
-        if found is None or found.shape != leaf.shape:
-            what = "absent" if found is None else f"of shape {found.shape}"
-            raise UnusableWeights(
-                f"{path}: tensor {name} is {what}; the encoder in config.json asks for {leaf.shape}"
-            )
-        leaves.append(found)
-    if tensors:
-        raise UnusableWeights(
-            f"{path} has tensors that belong to no encoder: {next(iter(tensors))}"
-        )
-    return Weights(vit, jax.tree_util.tree_unflatten(treedef, leaves))
+    return Weights(vit, as_params(tensors, shapes, path))
 
 
 def _vit(said):
@@ -270,6 +305,19 @@ def _vit(said):
     config_lib.check_fields(config)
     config_lib.check_encoder(config)
     return ViT(**{name: config.model[name] for name in SAVED_FIELDS})
+
+
+def _not_images(path, what):
+    return ValueError(
+        f"{path} {what}; this is for encoders of images: give a run of mae or another objective of images, or weights"
+    )
+
+
+def _not_text(path, what):
+    return ValueError(
+        f"{path} {what}; this is for models of text: give a run of next_token or masked_token, or what was exported of "
+        "one with --format safetensors"
+    )
 
 
 def _said_beside(path):
