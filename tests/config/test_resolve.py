@@ -160,7 +160,7 @@ def test_steps_from_epochs_and_data():
     assert config_lib.total_steps(config, examples=80) == 25
     assert config_lib.total_steps(tiny_config(), examples=80) == 20
     assert config_lib.total_steps(config, examples=8) == 2
-    with pytest.raises(ValueError, match=r"batch_size 8 is larger.*has 7 images"):
+    with pytest.raises(ValueError, match=r"batch_size 8 is larger.*has 7 examples"):
         config_lib.total_steps(config, examples=7)
     config = resolve(tiny_config(**{"optimizer.warmup_steps": 20}))
     with pytest.raises(ValueError, match=r"warmup_steps 20 must be shorter than the run of 20"):
