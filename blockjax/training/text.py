@@ -86,10 +86,10 @@ def report_text(
 
 def _verdict(summary, config):
     """Returns sentences for a run whose best block needs more bits than a compressor that learned nothing before."""
-    best, lzma = min(summary["bits_per_byte"].values()), summary["baselines"]["lzma"]
-    if best < lzma:
+    best, gzip = min(summary["bits_per_byte"].values()), summary["baselines"]["gzip"]
+    if best < gzip:
         return []
     return [
-        f"warning: no block codes the text in fewer bits than lzma ({best:.3f} against {lzma:.3f} a byte); train "
+        f"warning: no block codes the text in fewer bits than gzip ({best:.3f} against {gzip:.3f} a byte); train "
         f"longer, --config.steps={4 * summary['steps']}, or with more --config.model.context={2 * config.model.context}"
     ]
