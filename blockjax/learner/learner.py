@@ -12,8 +12,7 @@ import optax
 from blockjax.data.batch import BatchSpec
 from blockjax.learner.optimizer import Rates, scaled
 from blockjax.models.backbone import Backbone
-from blockjax.models.encoder import regroup
-from blockjax.models.vit import ViT
+from blockjax.models.encoder import Encoder, regroup
 from blockjax.objectives import Objective
 from blockjax.sharding.memory_spaces import host_memory_kinds, to_host
 from blockjax.strategies import BlockState, TrainState, init_block_state
@@ -27,7 +26,7 @@ class Learner:
     """A run's pure functions; `blockjax.learner.placement` puts them on devices.
 
     Attributes:
-      vit: the encoder.
+      vit: the encoder, of images or of text.
       objective: the pretext task.
       batch: what a batch holds.
       rows: of the stacked states: a block each, K, or 1 under `end_to_end`; under `streamed_end_to_end` a layer each.
@@ -52,7 +51,7 @@ class Learner:
       trained: which block (from 0) alone trains in a step (from 0), and how many updates it had; None where all do.
     """
 
-    vit: ViT
+    vit: Encoder
     objective: Objective
     batch: BatchSpec
     rows: int

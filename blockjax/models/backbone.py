@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from blockjax.models.encoder import Encoder
 from blockjax.models.heads import Readout, over_cells
 from blockjax.models.layers import layer_norm
-from blockjax.models.vit import ViT
 from blockjax.sharding.memory_spaces import to_device
 
 PyTree = Any
@@ -32,7 +32,7 @@ class Backbone:
       readout: the module of the heads' "readout", or None where they have a "norm" only.
     """
 
-    vit: ViT
+    vit: Encoder
     blocks: int
     readout: Readout | None = None
 
