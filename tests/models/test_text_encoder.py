@@ -121,10 +121,12 @@ def test_llamas_layer_has_its_parts_and_no_biases():
     np.testing.assert_allclose(layer.apply({"params": alone}, x), x + hidden @ down, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
-def test_residuals_that_start_at_zero_leave_tokens_as_they_are(mlp):
+@pytest.mark.parametrize(("mlp", "last"), [("gelu", "Dense_1"), ("swiglu", "down")])
+def test_residuals_that_start_at_zero_leave_tokens_as_they_are(mlp, last):
     encoder = encoder_of(mlp=mlp, zero_residuals=True)
     stem, layers, tokens = made(encoder)
+    is_zero = {name: not part["kernel"].any() for name, part in layers["mlp"].items()}
+    assert [name for name, zero in is_zero.items() if zero] == [last]
     entered = encoder.stem(stem, encoder.inputs(tokens))
     np.testing.assert_array_equal(encoder.layers(layers, entered), entered)
 
