@@ -1,8 +1,8 @@
 r"""Trains configs under several strategies, settings and seeds, and shows side by side what their blocks learned.
 
-    python -m blockjax.compare configs/simclr.py configs/rotation.py --workdir runs/compare
-    python -m blockjax.compare configs/quickstart.py --strategies end_to_end,blockwise,blockwise+ladder \
-        --sweep blocks=2,4 --seeds 0,1,2 --finetune configs/finetune.py --labels 0.1 --workdir runs/study
+    python -m blockjax.compare simclr rotation --workdir runs/compare
+    python -m blockjax.compare quickstart --strategies end_to_end,blockwise,blockwise+ladder \
+        --sweep blocks=2,4 --seeds 0,1,2 --finetune finetune --labels 0.1 --workdir runs/study
 
 One run after another; each has a folder of its own in the workdir, as `python -m blockjax.main` leaves it. Stopped, the
 same command goes on where it was. After each run comparison.md, comparison.json and comparison.png are written anew,
@@ -27,7 +27,7 @@ import ml_collections
 from absl import logging
 
 from blockjax.config.fields import check_field, set_field
-from blockjax.config.files import load_config
+from blockjax.config.files import config_name, load_config
 from blockjax.config.variants import OPTIONS, vary
 from blockjax.memory.jobs import run_job
 from blockjax.memory.profiles import MIB, DoesNotFit
@@ -86,7 +86,9 @@ def main() -> None:
         epilog=f"options of strategies: {OPTIONS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("configs", nargs="+", help="config files, with :arguments if they take any")
+    parser.add_argument(
+        "configs", nargs="+", help="names or files of configs, with :arguments if they take any"
+    )
     parser.add_argument("--workdir", required=True, help="folder of the runs and the comparison")
     parser.add_argument(
         "--strategies",
@@ -102,7 +104,7 @@ def main() -> None:
         help="values of a config field; given several times, every combination is run",
     )
     parser.add_argument(
-        "--finetune", metavar="CONFIG", help="also fine-tune every run, by this config file"
+        "--finetune", metavar="CONFIG", help="also fine-tune every run, by this config"
     )
     parser.add_argument(
         "--labels", default="0.1", help="shares of the labels to fine-tune with (default: 0.1)"
@@ -172,12 +174,12 @@ def compare(
     """Trains what is not trained yet, and writes the comparison.
 
     Args:
-      files: config files, as `--config` takes them.
+      files: configs, by file or by name, as `--config` takes them.
       strategies: as `blockjax.config.variants.vary` takes them.
       seeds: of weights, masks, views and the order of images.
       workdir: where the runs' folders are.
       sweep: values by config field, of which every combination is run.
-      finetune: a config file by which every run is fine-tuned; None for none.
+      finetune: a config by which every run is fine-tuned; None for none.
       labels: shares of the labels that fine-tuning gets.
       targets: accelerators for which each step is compiled, see `blockjax.xla.targets.parse_target`.
 
@@ -187,7 +189,7 @@ def compare(
     Raises:
       ValueError: two files have one name, or a config or its data cannot be used; before anything is trained.
     """
-    names = [Path(file.partition(":")[0]).stem for file in files]
+    names = [config_name(file) for file in files]
     if len(set(names)) < len(names):
         raise ValueError(
             f"the configs {', '.join(files)} have one name twice; copy one to a file of another name"

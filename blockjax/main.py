@@ -9,14 +9,15 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from blockjax.config.fields import check_field
-from blockjax.config.files import load_config
+from blockjax.config.files import config_name, find_config, load_config
 from blockjax.report.command import begin, check_devices, what_happened
 from blockjax.xla.host_memory import keep_freed_memory
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "A config file, such as configs/quickstart.py, with :arguments if it takes any. "
+    "A config that comes with blockjax, by its name (quickstart), or the path of a config file; with :arguments if it "
+    "takes any. "
     "Any field can be changed: --config.batch_size=64 --config.model.depth=8",
     lock_config=True,
 )
@@ -24,7 +25,7 @@ _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Folder for checkpoints, metrics and figures. A run that was stopped there goes on. "
-    "Default: runs/NAME of the config file.",
+    "Default: runs/NAME of the config.",
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
@@ -43,7 +44,7 @@ def _main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if _CONFIG.value is None:
-        raise app.UsageError("--config is missing; try --config configs/quickstart.py")
+        raise app.UsageError("--config is missing; try --config quickstart")
     logging.set_verbosity(logging.WARNING)
     begin()
     keep_freed_memory()
@@ -58,7 +59,9 @@ def _main(argv):
 
     workdir = _WORKDIR.value
     if workdir is None:
-        workdir = Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+        workdir = Path("runs") / config_name(
+            config_flags.get_config_filename(flags.FLAGS["config"])
+        )
     try:
         run = Training(_CONFIG.value, workdir)
     except ValueError as error:
@@ -113,6 +116,7 @@ def _join_processes():
 def _parse_flags(argv):
     """Parses flags; what the config file or a mistyped field raises becomes one sentence."""
     try:
+        argv = _find_configs(argv)
         _check_config(argv)
         rest = flags.FLAGS(argv)
         if _CONFIG.value is not None:
@@ -127,6 +131,19 @@ def _parse_flags(argv):
         while error.args and isinstance(error.args[0], Exception):
             error = error.args[0]
         sys.exit("error: " + " ".join(str((error.args or [error])[0]).split()))
+
+
+def _find_configs(argv):
+    """Puts the path of its file in the place of a config's name, as only blockjax knows names."""
+    found = []
+    for before, arg in zip(["", *argv], argv, strict=False):
+        flag, equals, config = arg.partition("=")
+        if before in ("--config", "-config"):
+            arg = find_config(arg)
+        elif equals and flag in ("--config", "-config"):
+            arg = f"{flag}={find_config(config)}"
+        found.append(arg)
+    return found
 
 
 def _check_config(argv):
@@ -144,6 +161,9 @@ def _check_config(argv):
 
 def main() -> None:
     """Runs the command line."""
+    # --help shows the flags of the program's own file, which is another one for `blockjax`.
+    for flag in flags.FLAGS.get_key_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(_main, flags_parser=_parse_flags)
 
 

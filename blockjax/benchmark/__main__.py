@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--config",
         action="append",
-        help="default: configs/quickstart.py; of estimates, which takes several, three small ones",
+        help="default: quickstart; of estimates, which takes several, three small ones",
     )
     parser.add_argument("--rounds", type=int, default=10, help="how often each variant is timed")
     parser.add_argument(
@@ -98,7 +98,7 @@ def main() -> None:
             configs = arguments.config or estimate_lib.CONFIGS
             estimate_lib.estimates(configs, chosen or estimate_lib.STRATEGIES, arguments.rounds)
             return
-        config = load_config(arguments.config[-1] if arguments.config else "configs/quickstart.py")
+        config = load_config(arguments.config[-1] if arguments.config else "quickstart")
         if arguments.benchmark == "step":
             step(config, arguments.rounds, chosen or STRATEGIES)
         elif arguments.benchmark == "rivals":

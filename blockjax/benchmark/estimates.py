@@ -16,9 +16,9 @@ from blockjax.report.table import render_table
 from blockjax.xla.calibration import measured_rates
 
 CONFIGS = (
-    "configs/digits.py",
-    "configs/bim.py:model=ti8,size=64,blocks=4,batch=16,data=embedded",
-    "configs/bim.py:model=s16,size=128,blocks=12,batch=8,data=embedded",
+    "digits",
+    "bim:model=ti8,size=64,blocks=4,batch=16,data=embedded",
+    "bim:model=s16,size=128,blocks=12,batch=8,data=embedded",
 )
 STRATEGIES = ("end_to_end", "end_to_end+remat", "blockwise", "streamed+remat")
 

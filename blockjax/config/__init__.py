@@ -9,7 +9,7 @@ from blockjax.config.fields import (
     set_field,
     to_json,
 )
-from blockjax.config.files import load_config, parse_argument
+from blockjax.config.files import config_names, load_config, parse_argument
 from blockjax.config.resolve import (
     check_encoder,
     check_sizes,
@@ -28,6 +28,7 @@ __all__ = [
     "check_field",
     "check_fields",
     "check_sizes",
+    "config_names",
     "default_config",
     "depth",
     "differences",

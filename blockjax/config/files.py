@@ -1,4 +1,4 @@
-"""Config files: read as `--config` reads them, and the arguments behind their colon."""
+"""Config files: found by path or by name, read as `--config` reads them, and the arguments behind their colon."""
 
 import importlib.util
 import traceback
@@ -6,8 +6,14 @@ from pathlib import Path
 
 import ml_collections
 
-from blockjax.checks import given_path
+from blockjax.checks import did_you_mean, given_path
 from blockjax.config.fields import check_fields
+
+_PACKAGE = Path(__file__).parents[1]
+# A wheel carries configs/ inside of the package; in a clone it lies beside it.
+_FOLDER = _PACKAGE / "configs"
+if not _FOLDER.is_dir():
+    _FOLDER = _PACKAGE.parent / "configs"
 
 
 def parse_argument(argument: str | None, **defaults):
@@ -40,17 +46,47 @@ def parse_argument(argument: str | None, **defaults):
     return values
 
 
-def load_config(file: str) -> ml_collections.ConfigDict:
-    """Returns the config of a file, given as `path` or `path:argument`, as `--config` reads it.
+def config_names() -> list[str]:
+    """Returns the names of the configs that come with blockjax."""
+    return sorted(path.stem for path in _FOLDER.glob("*.py"))
+
+
+def config_name(config: str) -> str:
+    """Returns what a run of a config is called: its name, or that of its file, without folder and argument."""
+    return Path(config.partition(":")[0]).stem
+
+
+def find_config(config: str) -> str:
+    """Returns the path of a config's file, with the argument that it was given.
+
+    Args:
+      config: a path or, without folder and ending, the name of a config that comes with blockjax, where there is no
+        file of that name; each with `:argument` behind if it takes any.
 
     Raises:
-      ValueError: there is no such file, it is no config file, or it fails; says where and why.
+      ValueError: there is no such file, and no such name; says what there is.
     """
-    path, _, argument = file.partition(":")
+    path, colon, argument = config.partition(":")
     given_path("--config", path)
-    if not Path(path).is_file():
-        what = "that is a folder" if Path(path).is_dir() else "there is no such file"
-        raise ValueError(f"--config {path}: {what}; give one such as configs/quickstart.py")
+    if Path(path).is_file():
+        return config
+    names = config_names()
+    if path in names:
+        return f"{_FOLDER / path}.py{colon}{argument}"
+    what = "that is a folder" if Path(path).is_dir() else "there is no such file"
+    raise ValueError(
+        f"--config {path}: {what}; {did_you_mean(config_name(path), names)}give the path of a config file, or the name "
+        f"of one that comes with blockjax: {', '.join(names)}"
+    )
+
+
+def load_config(config: str) -> ml_collections.ConfigDict:
+    """Returns the config of a file or a name, with `:argument` behind or without, as `--config` reads it.
+
+    Raises:
+      ValueError: there is no such file or name, it is no config file, or it fails; says where and why.
+    """
+    path, _, argument = find_config(config).partition(":")
     if not path.endswith(".py"):
         raise ValueError(
             f"--config {path} is no Python file: a config file defines get_config(). A run goes on with the config "

@@ -33,12 +33,12 @@ strategies: end_to_end or blockwise, with options behind: {OPTIONS}.
 ~ms a batch is an estimate: the longest of matrix products or memory, host link and collectives, at the best rates that
   the maker names (measured ones for local), as if they overlapped; ~ms in turn is their sum. Real steps take longer.
 targets: local (the attached devices), t4, v100, a100-40, a100, l4, h100, h200 (h100:8 for eight),
-  v4, v5e, v5p, v6e, tpu7x (one chip; v5e:4x4 for a slice). TPUs need the extra tpu, GPUs the extra cuda.
+  v4, v5e, v5p, v6e, tpu7x (one chip; v5e:4x4 for a slice). TPUs need the extra tpu, GPUs the extra cuda12 or cuda13.
 --plan chooses strategy, rematerialisation, blocks (K), batches for which a block stays (M) and microbatches. The batch
   stays the config's, as the learning rate is scaled with it; microbatches make it fit. --batch 64,256 lets it choose
   from several. Blocks and strategy change what is learned: --blocks and --strategies fix them. It compiles the fastest
   setting by the estimate first, and goes on until three fit, which takes about a minute for each.
-example: python -m blockjax.memory --config configs/bim.py:model=s16,batch=64,blocks=12,data=embedded --targets h100,v5e
+example: python -m blockjax.memory --config bim:model=s16,batch=64,blocks=12,data=embedded --targets h100,v5e
 """
 
 
@@ -62,8 +62,8 @@ def main() -> None:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config", action="append", required=True, metavar="FILE[:ARGUMENTS]", help="may be given several times; "
-        "--config.FIELD=VALUE changes a field of all")  # fmt: skip
+    add("--config", action="append", required=True, metavar="CONFIG[:ARGUMENTS]", help="name or file; may be given "
+        "several times; --config.FIELD=VALUE changes a field of all")  # fmt: skip
     add("--targets", "--target", default="local", help="what to compile for, with commas between")
     add(
         "--strategies",

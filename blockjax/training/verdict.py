@@ -57,7 +57,7 @@ def _remedies(config, epochs, images):
     ]
     if config.objective in OBJECTIVES and config.objective not in ("context", "rotation"):
         found.append(
-            f"try another objective: {', '.join(f'configs/{name}.py' for name in quicker)}"
+            f"try another objective: {' or '.join(f'--config {name}' for name in quicker)}"
         )
     if config.objective == "mae":
         found.append(

@@ -44,7 +44,7 @@ def test_the_remedies_are_fields_of_this_run():
     nothing = rows((0.1, 0.1), (0.1, 0.1), (0.1, 0.1))
     text = said(nothing)
     assert "3,000 images was seen 12.8 times; --config.epochs=51 --config.steps=None" in text
-    assert "configs/context.py, configs/rotation.py" in text
+    assert "--config context or --config rotation" in text
     assert "--config.decoder.fraction=1 (now 0.5)" in text
     text = said(nothing, objective="rotation", steps=None, epochs=3.0)
     assert "--config.epochs=51" in text and "steps" not in text
