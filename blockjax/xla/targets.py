@@ -22,6 +22,12 @@ _TPUS = {
     "tpu7x": ("2x2x1", 96, 3690e9),
 }
 
+# The packages of which one has a platform's compiler, and the extra that installs it.
+_COMPILERS = {
+    "tpu": (("libtpu",), "tpu"),
+    "cuda": (("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"), "cuda13"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class _Gpu:
@@ -160,13 +166,11 @@ class Target:
         )
 
     def _describe(self, platform, **description):
-        module, extra = {"tpu": ("libtpu", "tpu"), "cuda": ("jax_plugins.xla_cuda12", "cuda")}[
-            platform
-        ]
-        if not _is_installed(module):
+        modules, extra = _COMPILERS[platform]
+        if not any(map(_is_installed, modules)):
             raise ValueError(
-                f"compiling for {self.name} needs {module}, which is not installed (the device itself is not needed): "
-                f"python -m pip install -e '.[{extra}]' in a clone of blockjax"
+                f"compiling for {self.name} needs {' or '.join(modules)}, which is not installed (the device itself is "
+                f"not needed): python -m pip install 'jax[{extra}]', the extra {extra} of blockjax"
             )
         try:
             return list(topologies.get_topology_desc(platform=platform, **description).devices)

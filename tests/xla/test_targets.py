@@ -57,8 +57,8 @@ def test_limits_are_what_jax_hands_out():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5e", r"needs libtpu, which is not installed.*pip install -e '.\[tpu\]'"),
-        ("h100", r"needs jax_plugins.xla_cuda12.*pip install -e '.\[cuda\]'"),
+        ("v5e", r"needs libtpu, which is not installed.*pip install 'jax\[tpu\]'"),
+        ("h100", r"needs jax_plugins.xla_cuda13 or jax_plugins.xla_cuda12.*'jax\[cuda13\]'"),
     ],
 )
 def test_missing_packages_are_named(monkeypatch, name, message):
@@ -67,14 +67,15 @@ def test_missing_packages_are_named(monkeypatch, name, message):
         parse_target(name).devices()
 
 
-def test_gpus_are_described_to_the_compiler(monkeypatch):
+@pytest.mark.parametrize("module", ["jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"])
+def test_gpus_are_described_to_the_compiler(monkeypatch, module):
     asked = {}
 
     def describe(**description):
         asked.update(description)
         return types.SimpleNamespace(devices=["a device"])
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == module or None)
     monkeypatch.setattr(topologies, "get_topology_desc", describe)
     assert parse_target("a100:8").devices() == ["a device"]
     assert (asked["platform"], asked["topology"]) == ("cuda", "1x1x8")
