@@ -119,7 +119,7 @@ def call(*argv):
     with contextlib.suppress(SystemExit), mock.patch("blockjax.training.run.Training", Training):
         main()
 
-call("--config", "bim:model=ti4,size=32,data=embedded", "--config.steps=3")
+call("--config", "bim:model=ti4,size=32,data=embedded,epochs=1.5", "--config.steps=3")
 call("--help")
 """
 
