@@ -85,6 +85,16 @@ def test_the_source_distribution_has_tests_and_no_results(dist):
     assert {name.split("/")[0] for name in names}.isdisjoint({"results", "assets", "runs", "dist"})
 
 
+def test_an_editable_install_is_the_clone_and_copies_nothing(tmp_path):
+    pytest.importorskip("hatchling")
+    python(f"from hatchling.build import build_editable as build; build({str(tmp_path)!r})", ROOT)
+    (path,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        (link,) = [name for name in archive.namelist() if ".dist-info/" not in name]
+        assert link.endswith(".pth")
+        assert Path(archive.read(link).decode().strip()) == ROOT
+
+
 def test_configs_of_a_wheel_are_found_by_name_in_an_empty_folder(wheel, tmp_path):
     wheel.extractall(tmp_path / "site")
     (tmp_path / "empty").mkdir()
