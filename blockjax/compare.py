@@ -28,6 +28,7 @@ from absl import logging
 
 from blockjax.config.fields import check_field, set_field
 from blockjax.config.files import config_name, load_config
+from blockjax.config.modality import is_text
 from blockjax.config.variants import OPTIONS, vary
 from blockjax.memory.jobs import run_job
 from blockjax.memory.profiles import MIB, DoesNotFit
@@ -210,6 +211,11 @@ def compare(
         Training(cell.config(), folder)
     if finetune is not None:
         load_config(finetune)
+        for cell in cells:
+            if is_text(cell.config()):
+                raise ValueError(
+                    f"--finetune {finetune} learns classes of images, and {cell.name} learns from text; leave it out"
+                )
     rows, seconds = [], []
     for number, (cell, folder) in enumerate(zip(cells, folders, strict=True), start=1):
         left = statistics.mean(seconds) * (len(cells) - number + 1) if seconds else None

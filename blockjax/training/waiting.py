@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import ml_collections
 
+from blockjax.config.modality import is_text
 from blockjax.data import turbo
 from blockjax.data.iterator import cpu_count
 
@@ -53,6 +54,8 @@ class Waiting:
             found.append(
                 f"set --config.data.workers={cores} (now {now}; this machine has {cores} cores)"
             )
+        if is_text(self._config):
+            return "; or ".join([*found, "take more cores"])
         if not turbo.INSTALLED:
             found.append("pip install 'blockjax[turbo]', which decodes JPEGs faster")
         found.append(

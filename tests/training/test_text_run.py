@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from blockjax.compare import row_of
+from blockjax.compare import compare, row_of
 from blockjax.config.files import load_config
 from blockjax.data.sources.text import open_text
 from blockjax.data.text_baselines import bits_per_byte_of_compressors
@@ -269,3 +269,15 @@ def test_runs_stand_side_by_side_by_bits_per_byte():
     assert "| 3.000 (2.500 to 3.500) | 2.250 (2.250 to 2.250) | 2.250 (2.250 to 2.250) |" in text
     assert "| 2 | - | 2.125 (2.125 to 2.125) | 2.125 (2.125 to 2.125) |" in text
     assert figures.text_comparison(rows)[:4] == b"\x89PNG"
+
+
+def test_text_is_not_fine_tuned_for_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "run", lambda self: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="text learns from text; leave it out"):
+        compare(
+            [str(CONFIGS / "text.py")],
+            ["blockwise"],
+            [0],
+            tmp_path / "out",
+            finetune=str(CONFIGS / "finetune.py"),
+        )

@@ -67,3 +67,13 @@ def test_remedies_fit_the_config(workers, installed, expected, missing, monkeypa
     warning = meter.step(120.0, 19.0)[1]
     assert all(text in warning for text in expected)
     assert not any(text in warning for text in missing)
+
+
+def test_text_needs_no_smaller_images(monkeypatch):
+    monkeypatch.setattr(turbo, "INSTALLED", False)
+    meter = Meter()
+    meter.config.objective = "next_token"
+    meter.step(101.0, 1.0)
+    warning = meter.step(120.0, 19.0)[1]
+    assert "data.workers=8" in warning and "more cores" in warning
+    assert "image" not in warning and "turbo" not in warning
