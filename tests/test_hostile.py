@@ -26,10 +26,11 @@ import pytest
 from absl import flags
 
 from blockjax import config as config_lib
-from blockjax.objectives import TASKS
+from blockjax.objectives import TASKS, TEXT_OBJECTIVES
 from blockjax.training.run import Training
 from blockjax.workdir.metrics import MetricsFile
 from tests.tiny import marked, tiny_config
+from tests.tiny_text import tiny_text_config
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("main", "evaluate", "export")
@@ -237,7 +238,11 @@ def refusal(objective, field, value):
     kind = NUMBERS[field]
     if kind is float and isinstance(value, int):
         value = float(value)
-    config = tiny_config(objective=objective, **{} if objective == "mae" else {"mask.ratio": None})
+    if objective in TEXT_OBJECTIVES:
+        config = tiny_text_config(objective=objective)
+    else:
+        ratio = {} if objective == "mae" else {"mask.ratio": None}
+        config = tiny_config(objective=objective, **ratio)
     if field == "epochs":
         config.steps = None
     config_lib.set_field(config, field, value)

@@ -441,7 +441,7 @@ def test_a_workdir_that_cannot_be_written(arrays, tmp_path):
 
 def test_the_batch_must_fit_the_data(arrays, tmp_path):
     with pytest.raises(
-        ValueError, match=r"batch_size 128 is larger than the training set.*64 images"
+        ValueError, match=r"batch_size 128 is larger than the training set.*64 examples"
     ):
         Training(config_of(arrays, batch_size=128), tmp_path)
     with pytest.raises(ValueError, match="nowhere"):
