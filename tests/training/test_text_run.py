@@ -83,6 +83,8 @@ def test_what_a_run_reports(finished, folder):
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     speed = summary["tokens_per_second"] * summary["seconds"]
     np.testing.assert_allclose(speed, STEPS * 8 * 12)
+    took = rows[5]["seconds"] - rows[4]["seconds"]
+    np.testing.assert_allclose(rows[5]["tokens_per_second"] * took, 8 * 12, rtol=1e-5)
     assert rows[-1]["block_1/loss"] < rows[0]["block_1/loss"] - 0.3
     assert list(summary["bits_per_byte"]) == ["block_1", "block_2"]
     assert all(0.5 < bits < 8.5 for bits in summary["bits_per_byte"].values())
@@ -131,8 +133,13 @@ def test_the_last_batch_of_held_out_text_is_filled_up_and_not_counted(
     for row in rows:
         expected = summary["bits_per_byte"][row["features"]]
         np.testing.assert_allclose(row["bits_per_byte"], expected, rtol=1e-5)
-    first = bits_of_blocks(run.learner, state, run.test_source, jax.random.key(0), limit=3)
-    assert first[0]["bits_per_byte"] != rows[0]["bits_per_byte"]
+    found = []
+    for tokens in (10 * 12, 13 * 12):  # of 13 sequences, in two batches and in one
+        monkeypatch.setattr("blockjax.probes.bits._TOKENS", tokens)
+        few = bits_of_blocks(run.learner, state, run.test_source, jax.random.key(0), limit=13)
+        found.append(few[0]["bits_per_byte"])
+    np.testing.assert_allclose(*found, rtol=1e-5)
+    assert found[0] != rows[0]["bits_per_byte"]
 
 
 @pytest.mark.slow
