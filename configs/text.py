@@ -3,8 +3,8 @@ r"""A causal language model block by block, on the source files of Python's own 
     python -m blockjax.main --config configs/text.py --workdir runs/text
 
 Add --config.strategy=end_to_end (and another --workdir) for its twin under global backpropagation. Six minutes on one
-CPU core. Bits per byte of the last block, mean of three seeds: 1.579, end to end 1.468; --config.overlap.window=2 1.487
-(one seed), for twice the time.
+CPU core. Bits per byte of the last block, mean of three seeds: 1.579, end to end 1.468; --config.overlap.window=2 1.498
+(two seeds), for twice the time.
 
 With arguments it takes real sizes and texts: the widths and depths of GPT-2 (model=gpt2, gpt2-medium, gpt2-large,
 gpt2-xl), a text and a tokenizer:
