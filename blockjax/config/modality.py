@@ -79,6 +79,24 @@ def fill_text(config: ml_collections.ConfigDict) -> None:
         config.model.vocabulary = load_tokens(config.data.tokenizer).vocabulary
 
 
+def check_widths(model: ml_collections.ConfigDict) -> None:
+    """Checks what the layers of every encoder share: heads that divide the width, and an MLP with a hidden unit.
+
+    Raises:
+      ValueError: they do not fit together; says what would.
+    """
+    if model.width % model.heads:
+        raise ValueError(
+            f"model.width {model.width} is not divisible by model.heads {model.heads}; "
+            f"numbers of heads that fit: {divisors(model.width)}"
+        )
+    if int(model.width * model.mlp_ratio) < 1:
+        raise ValueError(
+            f"model.mlp_ratio {model.mlp_ratio:g} leaves an MLP of model.width {model.width} no hidden unit; set it to "
+            f"at least {1 / model.width:g}"
+        )
+
+
 def check_text_model(model: ml_collections.ConfigDict) -> None:
     """Checks the sizes of an encoder of text.
 
@@ -88,20 +106,11 @@ def check_text_model(model: ml_collections.ConfigDict) -> None:
     one_of("model.positions", model.positions, POSITIONS)
     one_of("model.norm", model.norm, NORMS)
     one_of("model.mlp", model.mlp, MLPS)
-    if model.width % model.heads:
-        raise ValueError(
-            f"model.width {model.width} is not divisible by model.heads {model.heads}; "
-            f"numbers of heads that fit: {divisors(model.width)}"
-        )
+    check_widths(model)
     if model.positions == "rotary" and model.width // model.heads % 2:
         raise ValueError(
             f"model.positions=rotary turns pairs of channels, and model.width {model.width} over model.heads "
             f"{model.heads} gives {model.width // model.heads} each; set model.positions=learned, or an even number"
-        )
-    if int(model.width * model.mlp_ratio) < 1:
-        raise ValueError(
-            f"model.mlp_ratio {model.mlp_ratio:g} leaves an MLP of model.width {model.width} no hidden unit; set it to "
-            f"at least {1 / model.width:g}"
         )
 
 

@@ -10,6 +10,7 @@ from blockjax.config.fields import check_fields
 from blockjax.config.modality import (
     check_modality,
     check_text_model,
+    check_widths,
     fill_text,
     is_text,
     presets,
@@ -240,16 +241,7 @@ def _check_model(model):
             f"model.patch_size {model.patch_size} does not divide model.image_size {model.image_size}; "
             f"patch sizes that do: {divisors(model.image_size)}"
         )
-    if model.width % model.heads:
-        raise ValueError(
-            f"model.width {model.width} is not divisible by model.heads {model.heads}; "
-            f"numbers of heads that fit: {divisors(model.width)}"
-        )
-    if int(model.width * model.mlp_ratio) < 1:
-        raise ValueError(
-            f"model.mlp_ratio {model.mlp_ratio:g} leaves an MLP of model.width {model.width} no hidden unit; set it to "
-            f"at least {1 / model.width:g}"
-        )
+    check_widths(model)
     if model.width % 4:
         raise ValueError(
             f"model.width must be divisible by 4 (2-D sin-cos positions), not {model.width}"
