@@ -63,7 +63,7 @@ def check_bounds(values: dict[str, float | None], bounds: dict[str, Bound]) -> N
 
 
 def factors(name: str, text: str, count: int) -> tuple[float, ...]:
-    """Returns so many factors, of a text with commas between.
+    """Returns so many factors, of a text, separated by commas.
 
     Raises:
       ValueError: it cannot be read, has another number of them, or one is negative or not finite.
@@ -74,7 +74,7 @@ def factors(name: str, text: str, count: int) -> tuple[float, ...]:
         found = ()
     if len(found) != count or not all(0 <= factor < math.inf for factor in found):
         raise ValueError(
-            f"{name} {text!r} should be {count} numbers from 0 on with commas between, one for each block"
+            f"{name} {text!r} should be {count} numbers of at least 0, separated by commas, one for each block"
         )
     return found
 
@@ -131,6 +131,6 @@ def near_path(path: Path, prefix: str = "") -> str:
 
 
 def divisors(number: int) -> str:
-    """Lists the divisors of a number, with commas between; of a large number the smallest."""
+    """Lists the divisors of a number, separated by commas; of a large number the smallest."""
     found = [i for i in range(1, min(number, 4096) + 1) if number % i == 0]
     return ", ".join(map(str, found)) + (", ..." if number > 4096 else "")

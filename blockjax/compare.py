@@ -88,15 +88,15 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "configs", nargs="+", help="names or files of configs, with :arguments if they take any"
+        "configs", nargs="+", help="configs, by name or file, with :arguments if they take any"
     )
     parser.add_argument("--workdir", required=True, help="folder of the runs and the comparison")
     parser.add_argument(
         "--strategies",
         default="blockwise,end_to_end",
-        help="with commas between (default: %(default)s)",
+        help="separated by commas (default: %(default)s)",
     )
-    parser.add_argument("--seeds", default="0", help="with commas between (default: %(default)s)")
+    parser.add_argument("--seeds", default="0", help="separated by commas (default: %(default)s)")
     parser.add_argument(
         "--sweep",
         action="append",
@@ -105,7 +105,7 @@ def main() -> None:
         help="values of a config field; given several times, every combination is run",
     )
     parser.add_argument(
-        "--finetune", metavar="CONFIG", help="also fine-tune every run, by this config"
+        "--finetune", metavar="CONFIG", help="also fine-tune every run with this config"
     )
     parser.add_argument(
         "--labels", default="0.1", help="shares of the labels to fine-tune with (default: 0.1)"
@@ -141,7 +141,7 @@ def _numbers(flag, text, kind):
         return [kind(part) for part in text.split(",")]
     except ValueError:
         what = "integers" if kind is int else "numbers"
-        raise ValueError(f"{flag} {text} should be {what} with commas between") from None
+        raise ValueError(f"{flag} {text} should be {what} separated by commas") from None
 
 
 def _axis(text):

@@ -51,12 +51,12 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--workdir", required=True, help="of a run; or a folder or file of weights")
+    add("--workdir", required=True, help="a run's workdir, or a folder or file of weights")
     add("--data", help=f"{', '.join(KINDS)} (default: what the run was trained on)")
-    add("--data_dir", help="of TFDS; default: the run's")
-    add("--train_split", help="learned from (default: the run's)")
-    add("--test_split", help="accuracy is measured on (default: the run's)")
-    add("--heads", type=int, help="of the attention, for weights that do not say it")
+    add("--data_dir", help="folder of TFDS (default: the run's)")
+    add("--train_split", help="what probes learn from (default: the run's)")
+    add("--test_split", help="what accuracy is measured on (default: the run's)")
+    add("--heads", type=int, help="number of attention heads, for weights that do not say it")
     add("--blocks", default="all", help="such as 1,4 (default: %(default)s)")
     add(
         "--probes",
@@ -357,7 +357,7 @@ def _depths(text: str, there: int) -> tuple[int, ...]:
         depths = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
         raise ValueError(
-            f"--blocks {text!r} should be numbers with commas between, or all"
+            f"--blocks {text!r} should be numbers separated by commas, or all"
         ) from None
     if not 1 <= depths[0] <= depths[-1] <= there:
         raise ValueError(f"--blocks {text}: there are blocks 1 to {there}")

@@ -42,9 +42,13 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--workdir", required=True, help="of a run; or a folder or file of weights, to convert")
-    add("--blocks", type=int, help="the first so many blocks of the run (default: all)")
-    add("--heads", type=int, help="of the attention, for weights that do not say it")
+    add(
+        "--workdir",
+        required=True,
+        help="a run's workdir, or a folder or file of weights to convert",
+    )
+    add("--blocks", type=int, help="export the first so many blocks of the run (default: all)")
+    add("--heads", type=int, help="number of attention heads, for weights that do not say it")
     add("--format", required=True, choices=FORMATS, help="safetensors: this package's own names")
     add("--output", required=True, help="a folder that does not exist yet")
     arguments = parser.parse_args()
@@ -78,7 +82,7 @@ def export(
         LlamaForCausalLM. "mae" has the decoder too, if there is one.
       output: the folder; it appears when it is complete.
       blocks: the first so many of a run; default all.
-      heads: of the attention, for weights that do not say it.
+      heads: number of attention heads, for weights that do not say it.
 
     Returns:
       The folder.
@@ -126,15 +130,15 @@ def _write_images(folder, form, weights, run, workdir):
 def _check_text(form, weights, workdir):
     if form not in TEXT_FORMATS:
         raise ValueError(
-            f"--format {form} is of images, and {workdir} holds a model of text; it may be one of "
+            f"--format {form} is for images, and {workdir} holds a model of text; it may be one of "
             f"{', '.join(TEXT_FORMATS)}"
         )
     if form == "huggingface":
         check_llama(weights, workdir)
     if weights.tokenizer is not None and not weights.tokenizer.is_file():
         raise ValueError(
-            f"data.tokenizer of {workdir} is {weights.tokenizer}, and there is no such file from here; put it back, "
-            "as it goes with the weights"
+            f"data.tokenizer of {workdir} is {weights.tokenizer}, and there is no such file here; put it back, "
+            "as the weights need it"
         )
 
 

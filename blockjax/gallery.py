@@ -40,9 +40,13 @@ def main() -> None:
     parser.add_argument("--source", default="embedded", help="as data.source (default: embedded)")
     parser.add_argument("--split", default="train", help="default: train")
     parser.add_argument("--data_dir", help="as data.dir")
-    parser.add_argument("--size", type=int, default=32, help="of the model's images (default: 32)")
-    parser.add_argument("--patch", type=int, help="default: an eighth of small images, else 16")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn at random")
+    parser.add_argument(
+        "--size", type=int, default=32, help="side of the model's images, in pixels (default: 32)"
+    )
+    parser.add_argument(
+        "--patch", type=int, help="side of a patch (default: an eighth of small images, else 16)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn at random")
     parser.add_argument("--out", default="gallery", help="folder (default: gallery)")
     arguments = parser.parse_args()
     begin()

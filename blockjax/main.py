@@ -37,7 +37,7 @@ _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, reachable from all; implies --distributed."
 )
 _PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "Number of processes.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 
 
 def _main(argv):
@@ -108,7 +108,7 @@ def _join_processes():
         jax.distributed.initialize(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_ID.value)
     except (ValueError, RuntimeError) as error:
         sys.exit(
-            f"error: the processes do not find each other: {error} Give --coordinator=HOST:PORT, --process_count and "
+            f"error: the processes cannot find each other: {error} Give --coordinator=HOST:PORT, --process_count and "
             "--process_id to each."
         )
 

@@ -38,11 +38,11 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--workdir", required=True, help="of a run")
+    add("--workdir", required=True, help="a run's workdir")
     add("--images", nargs="+", help="files, or folders of them (default: test images of the run)")
     add("--output", default="reconstruction.png", help="a PNG file (default: %(default)s)")
     add("--attention", action="store_true", help="draw what the CLS token attends to instead")
-    add("--seed", type=int, default=0, help="of the masks (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the masks (default: %(default)s)")
     arguments = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     begin()

@@ -32,10 +32,19 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--workdir", required=True, help="of a run; or a folder that was exported")
-    add("--blocks", help="the first so many; with commas between, a text of each (default: all)")
-    add("--prompt", default="", help="what is continued (default: nothing, a document's start)")
-    add("--tokens", type=int, help="at most so many new ones (default: as many as the context has)")
+    add("--workdir", required=True, help="a run's workdir, or a folder that was exported")
+    add(
+        "--blocks",
+        help="the first N blocks; for several N, separated by commas, a text of each (default: all)",
+    )
+    add(
+        "--prompt", default="", help="the text to continue (default: none, the start of a document)"
+    )
+    add(
+        "--tokens",
+        type=int,
+        help="at most so many new tokens (default: as many as the context has)",
+    )
     add(
         "--temperature",
         type=float,
@@ -88,10 +97,10 @@ def sample(
       seed: of what is drawn; with the same one the first texts are the same however many there are.
 
     Returns:
-      The new texts, without the prompt; bytes that are no UTF-8 are U+FFFD.
+      The new texts, without the prompt; bytes that are not UTF-8 are U+FFFD.
 
     Raises:
-      ValueError: the source is no model that predicts next tokens, has no such block, or the text does not fit its
+      ValueError: the source is not a model that predicts next tokens, has no such block, or the text does not fit its
         context; or a number cannot be used.
     """
     for name, value, bound in (
@@ -109,7 +118,7 @@ def sample(
     else:
         weights, name = open_text_weights(source), source
     if prompt != prompt.encode(errors="replace").decode():
-        raise ValueError("--prompt holds bytes that are no UTF-8; give text")
+        raise ValueError("--prompt holds bytes that are not UTF-8; give text")
     weights = weights.first(blocks)
     model, encoder = weights.model, weights.model.encoder
     if not encoder.causal:
@@ -163,7 +172,7 @@ def _depths(text):
     try:
         return [None] if text is None else [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--blocks {text!r} should be numbers with commas between") from None
+        raise ValueError(f"--blocks {text!r} should be numbers separated by commas") from None
 
 
 if __name__ == "__main__":

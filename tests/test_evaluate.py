@@ -110,7 +110,7 @@ def test_a_choice_of_all(run, tmp_path):
         ({"probes": "knn,svm"}, "--probes: 'svm' is unknown; it may be some of knn,linear"),
         ({"readouts": "max"}, "--readouts: 'max' is unknown; it may be some of grid,mean"),
         ({"blocks": "1,5"}, "--blocks 1,5: there are blocks 1 to 2"),
-        ({"blocks": "last"}, "--blocks 'last' should be numbers with commas between"),
+        ({"blocks": "last"}, "--blocks 'last' should be numbers separated by commas"),
         ({"pool": 3}, "--pool 3 does not divide the 4 x 4 grid"),
     ],
 )

@@ -113,7 +113,7 @@ def test_the_command(workdir, capsys, monkeypatch):
     assert one != two and one == said("--temperature", "3", "--seed", "1")
     assert said("--temperature", "3", "--seed", "1", "--top_k", "2") != one
     for flags, message in (
-        (("--blocks", "1,x"), "--blocks '1,x' should be numbers with commas between"),
+        (("--blocks", "1,x"), "--blocks '1,x' should be numbers separated by commas"),
         (("--blocks", "0"), "0 blocks: the model has 2; give 1 to 2"),
         (("--tokens", "25"), "0 tokens, which with 25 new ones are more than the 24 .* 24, or"),
     ):
@@ -179,7 +179,7 @@ def test_what_cannot_be_continued(tmp_path):
         ({"top_k": 258}, "--top_k must be from 1 to 257, not 258|at most 257"),
         ({"samples": 0}, "--samples must be at least 1"),
         ({"seed": -1}, "--seed must be at least 0"),
-        ({"prompt": "a\udcff"}, "--prompt holds bytes that are no UTF-8"),
+        ({"prompt": "a\udcff"}, "--prompt holds bytes that are not UTF-8"),
     ):
         with pytest.raises(ValueError, match=message):
             sample(run, **options)

@@ -45,13 +45,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="how often each variant is timed")
     parser.add_argument(
         "--strategies",
-        help="of step, with commas between; all are compared with the first (default: "
+        help="of step, separated by commas; all are compared with the first (default: "
         f"{','.join(STRATEGIES)}); of estimates (default: {','.join(estimate_lib.STRATEGIES)})",
     )
     for name, default, text in (
-        ("targets", "local", "devices to compile for, with commas between: h100, v5e, ..."),
-        ("shapes", ",".join(kernel_lib.SHAPES), "of batches of patches, with commas between"),
-        ("cases", ";".join(kernel_lib.CASES), "dtypes and normalisation, with semicolons between"),
+        ("targets", "local", "devices to compile for, separated by commas: h100, v5e, ..."),
+        ("shapes", ",".join(kernel_lib.SHAPES), "of batches of patches, separated by commas"),
+        ("cases", ";".join(kernel_lib.CASES), "dtypes and normalisation, separated by semicolons"),
     ):
         parser.add_argument(
             f"--{name}", default=default, help=f"of kernel: {text} (default: %(default)s)"

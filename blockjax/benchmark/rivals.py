@@ -35,7 +35,7 @@ def train(config: ml_collections.ConfigDict, rounds: int) -> None:
     `blockwise` has one for each block. Steps here also make masks and views of uint8 images.
 
     Raises:
-      ValueError: torch or transformers is not installed, the config is no MAE, or there is a GPU or TPU.
+      ValueError: torch or transformers is not installed, the config is not an MAE, or there is a GPU or TPU.
     """
     _check()
     if config.objective != "mae":

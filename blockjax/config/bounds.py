@@ -1,4 +1,4 @@
-"""Between which bounds every number of a config may be; those of an objective's own fields are its own."""
+"""The bounds of every number in a config; an objective checks the fields of its own."""
 
 import ml_collections
 

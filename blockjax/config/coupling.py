@@ -1,4 +1,4 @@
-"""Which couplings of blocks fit together, and fit strategy, objective and number of blocks."""
+"""Which couplings of blocks go together, and with which strategy, objective and number of blocks."""
 
 import ml_collections
 
@@ -103,8 +103,8 @@ def check_stay(config: ml_collections.ConfigDict) -> None:
     batches = config.pipeline.batches
     if config.pipeline.host_streams and (batches == 1 or config.strategy == "pipelined"):
         raise ValueError(
-            "pipeline.host_streams=True: streams wait only where blocks stay for several batches; set it to False, or "
-            f"pipeline.batches above {batches} and strategy=blockwise or streamed"
+            "pipeline.host_streams=True: streams wait in host memory only where a block stays for several batches; "
+            f"set it to False, or pipeline.batches above {batches} and strategy=blockwise or streamed"
         )
     if batches == 1 or config.strategy == "pipelined":
         return
@@ -144,7 +144,7 @@ def _check_agreement(config):
     if config.loss.implementation not in (None, "xla"):
         raise ValueError(
             "consistency.kind=agreement takes the gradient of a gradient, which loss.implementation="
-            f"{config.loss.implementation} has not; set loss.implementation=xla, or consistency.kind=predictor"
+            f"{config.loss.implementation} does not have; set loss.implementation=xla, or consistency.kind=predictor"
         )
 
 
@@ -155,9 +155,9 @@ def _check_loops(config):
         return
     if config.strategy == "pipelined":
         reasons = {
-            "hybrid": "gradients that come back would need a schedule as 1F1B",
+            "hybrid": "gradients that come back would need a schedule such as 1F1B",
             "overlap": "a gradient that comes back to the stage before would find it at another batch",
-            "head": "stages are at different batches, and so cannot train one head on the same one",
+            "head": "stages are at different batches, and so cannot train one head on the same batch",
             "schedule": "stages whose blocks are frozen, or not yet there, would idle",
         }
         reason = next(reasons[name] for name in reasons if crossing[0].startswith(name))
@@ -182,11 +182,11 @@ def _check_loops(config):
 def _check_trained_by(head):
     if head.trained_by == "last" and not head.shared:
         raise ValueError(
-            "head.trained_by=last is of a head that all blocks share; set head.shared=True, or head.trained_by=all"
+            "head.trained_by=last is for a head that all blocks share; set head.shared=True, or head.trained_by=all"
         )
     if head.refresh > 1 and head.trained_by != "last":
         raise ValueError(
-            f"head.refresh={head.refresh} is of a copy of the last block's head; set head.trained_by=last, or "
+            f"head.refresh={head.refresh} is for a copy of the last block's head; set head.trained_by=last, or "
             "head.refresh=1"
         )
 

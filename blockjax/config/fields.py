@@ -41,7 +41,7 @@ def check_field(config: ml_collections.ConfigDict, field: str) -> None:
     """Checks that a config has a field, given as a path, "model.depth".
 
     Raises:
-      ValueError: it has not; names the nearest, also those of the same name in another group.
+      ValueError: it does not; names the nearest, also those of the same name in another group.
     """
     known = [*flatten(config.to_dict())]
     if field in known:
@@ -65,7 +65,7 @@ def check_fields(config: ml_collections.ConfigDict) -> None:
     """Checks that a config has the fields of `default_config`, no others, each of its type or None.
 
     Raises:
-      ValueError: it has not; names the field and what it may be.
+      ValueError: it does not; names the field and what it may be.
     """
     _check_group(config, default_config(), "")
 
@@ -99,10 +99,10 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def from_json(saved: dict[str, Any]) -> ml_collections.ConfigDict:
-    """Returns the config that `to_json` gave; fields that are younger than it have their defaults.
+    """Returns the config that `to_json` gave; fields that are newer than it have their defaults.
 
     Raises:
-      ValueError: a field that does not exist, or something that is no config.
+      ValueError: a field that does not exist, or something that is not a config.
     """
     if not isinstance(saved, dict):
         raise ValueError(f"a config is an object of fields, not a {type(saved).__name__}")

@@ -20,7 +20,7 @@ def parse_argument(argument: str | None, **defaults):
     """Reads "name=value,name=value" into a dict, each value of the type of its default.
 
     Args:
-      argument: what stands behind the colon in `--config file.py:...`.
+      argument: what follows the colon in `--config file.py:...`.
       **defaults: the names that may be given, and their values where they are not.
 
     Raises:
@@ -61,7 +61,7 @@ def find_config(config: str) -> str:
 
     Args:
       config: a path or, without folder and ending, the name of a config that comes with blockjax, where there is no
-        file of that name; each with `:argument` behind if it takes any.
+        file of that name; each followed by `:argument` if it takes any.
 
     Raises:
       ValueError: there is no such file, and no such name; says what there is.
@@ -81,15 +81,15 @@ def find_config(config: str) -> str:
 
 
 def load_config(config: str) -> ml_collections.ConfigDict:
-    """Returns the config of a file or a name, with `:argument` behind or without, as `--config` reads it.
+    """Returns the config of a file or a name, with or without `:argument`, as `--config` reads it.
 
     Raises:
-      ValueError: there is no such file or name, it is no config file, or it fails; says where and why.
+      ValueError: there is no such file or name, it is not a config file, or it fails; says where and why.
     """
     path, _, argument = find_config(config).partition(":")
     if not path.endswith(".py"):
         raise ValueError(
-            f"--config {path} is no Python file: a config file defines get_config(). A run goes on with the config "
+            f"--config {path} is not a Python file: a config file defines get_config(). A run goes on with the config "
             "file and the --workdir that it began with"
         )
     spec = importlib.util.spec_from_file_location("config_file", path)

@@ -1,4 +1,4 @@
-"""Which fields are of images only and which of text, and what a model of text must have."""
+"""Which fields are for images only and which for text, and what a model of text must have."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def check_modality(config: ml_collections.ConfigDict) -> None:
     fitting = ", ".join(OBJECTIVES if text else TEXT_OBJECTIVES)
     for field, (value, default) in _changed(config, others).items():
         raise ValueError(
-            f"{field}={value!r} is of {'images' if text else 'text'}, and objective={config.objective} learns from "
+            f"{field}={value!r} is for {'images' if text else 'text'}, and objective={config.objective} learns from "
             f"{'text' if text else 'images'}; set it back to {default!r}, or objective to one of {fitting}"
         )
     if not text:
@@ -109,8 +109,9 @@ def check_text_model(model: ml_collections.ConfigDict) -> None:
     check_widths(model)
     if model.positions == "rotary" and model.width // model.heads % 2:
         raise ValueError(
-            f"model.positions=rotary turns pairs of channels, and model.width {model.width} over model.heads "
-            f"{model.heads} gives {model.width // model.heads} each; set model.positions=learned, or an even number"
+            f"model.positions=rotary rotates pairs of channels, and model.width {model.width} over model.heads "
+            f"{model.heads} gives {model.width // model.heads} each, an odd number; set "
+            "model.positions=learned, or another number of model.heads"
         )
 
 

@@ -15,7 +15,7 @@ def recipe(argument: str | None, objective: str, **imagenet: float) -> ml_collec
     """Returns the config of an objective, small or for ImageNet.
 
     Args:
-      argument: what stands behind the colon in `--config file.py:...`: `model=`, `size=`, `strategy=`, `blocks=`,
+      argument: what follows the colon in `--config file.py:...`: `model=`, `size=`, `strategy=`, `blocks=`,
         `data=`, `batch=`, `epochs=`, `steps=`. Without any, the small recipe: four blocks of one layer on the embedded
         images, for a CPU. With `model=` (s16, b16, ...) the one for ImageNet.
       objective: its name.

@@ -93,8 +93,8 @@ def resolve(
     check_stay(config)
     if config.optimizer.in_host_memory and config.strategy != "end_to_end":
         raise ValueError(
-            f"optimizer.in_host_memory=True: strategy={config.strategy} has all states there or none; set it to False "
-            "and strategy=streamed, or strategy=end_to_end"
+            f"optimizer.in_host_memory=True: strategy={config.strategy} keeps all states there or none; set "
+            "optimizer.in_host_memory=False with strategy=streamed, or strategy=end_to_end"
         )
     if config.strategy == "streamed_end_to_end":
         _check_layer_by_layer(config, objective)
@@ -213,7 +213,7 @@ def _check_data(config):
         )
     if config.data.shift >= config.model.image_size:
         raise ValueError(
-            f"data.shift {config.data.shift} moves images of {config.model.image_size} pixels out of the picture; it "
+            f"data.shift {config.data.shift} moves images of {config.model.image_size} pixels out of view; it "
             f"must be below model.image_size"
         )
     tuned, is_labelled = config.tune_blocks, config.objective == "classification"
@@ -312,7 +312,7 @@ def _check_layer_by_layer(config, objective):
     if config.optimizer.clip:
         raise ValueError(
             f"optimizer.clip={config.optimizer.clip:g}: {given} updates a layer before the gradients of those below "
-            "are made, so nobody knows their norm together; set optimizer.clip=0, or strategy=end_to_end"
+            "are made, so the norm of all of them is not known; set optimizer.clip=0, or strategy=end_to_end"
         )
     if config.noise:
         raise ValueError(

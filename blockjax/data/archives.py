@@ -12,21 +12,21 @@ _BLOCK = 512  # bytes; one of zeros ends a tar file
 
 
 def check_archives(name: str, folder: str | os.PathLike) -> None:
-    """Checks the archives of a data set as far as takes seconds.
+    """Checks the archives of a data set as far as a few seconds allow.
 
     Args:
       name: of the data set.
       folder: where the user put them.
 
     Raises:
-      DatasetUnavailable: one is missing, is no tar file, or ends before it should.
+      DatasetUnavailable: one is missing, is not a tar file, or ends before it should.
     """
     folder = Path(folder)
     needed = NEEDED.get(name, ())
     missing = [file for file in needed if not (folder / file).is_file()]
     if missing:
         raise DatasetUnavailable(
-            f"{name}: {' and '.join(missing)} not found in {folder}. Put the files there, or name their directory by "
+            f"{name}: {' and '.join(missing)} not found in {folder}. Put the files there, or name their directory with "
             "--manual_dir."
         )
     broken = broken_archives([folder / file for file in needed])

@@ -117,7 +117,7 @@ def embedded_builder(
         fallback = Path(tempfile.gettempdir()) / f"blockjax_data_{os.getuid()}"
         logging.warning(
             "Cannot write the embedded data set to %s (%s); using %s. Set data.dir to a "
-            "directory that can be written to keep it.",
+            "writable directory to keep it.",
             directory,
             error,
             fallback,

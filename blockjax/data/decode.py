@@ -101,7 +101,7 @@ _UPRIGHT = {
 
 
 class CorruptImage(ValueError):
-    """Bytes that are no image, or an image that is cut short."""
+    """Bytes that are not an image, or an image that is cut short."""
 
 
 def decode(image: bytes | np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ def prepare(spec: str, data_dir: str | None = None, manual_dir: str | None = Non
         check_archives(builder.name, manual_dir)
     if importlib.util.find_spec("tensorflow") is None:
         raise DatasetUnavailable(
-            f"Preparing {builder.info.full_name} needs TensorFlow, here and only now: "
+            f"Preparing {builder.info.full_name} needs TensorFlow, for this step only: "
             "pip install tensorflow-cpu, then run this command again."
         )
     import tensorflow as tf
@@ -78,7 +78,7 @@ def prepare(spec: str, data_dir: str | None = None, manual_dir: str | None = Non
         )
     except AssertionError as error:  # the files that the user has to fetch are not there
         raise DatasetUnavailable(
-            f"{builder.info.full_name}: {error}\nPut the files there, or name their directory by "
+            f"{builder.info.full_name}: {error}\nPut the files there, or name their directory with "
             "--manual_dir."
         ) from error
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, tf.errors.OpError) as error:
@@ -94,11 +94,13 @@ def prepare(spec: str, data_dir: str | None = None, manual_dir: str | None = Non
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m blockjax.data.prepare", description=__doc__)
-    parser.add_argument("source", help="'embedded' or 'tfds:<name>', as in data.source")
+    parser.add_argument(
+        "source", help="'embedded', 'embedded:scenes' or 'tfds:<name>', as in data.source"
+    )
     parser.add_argument(
         "--data_dir", help="as data.dir; default: TFDS_DATA_DIR or ~/tensorflow_datasets"
     )
-    parser.add_argument("--manual_dir", help="where files lie that you had to fetch yourself")
+    parser.add_argument("--manual_dir", help="where the files are that you had to fetch yourself")
     args = parser.parse_args(argv)
     try:
         print(f"{args.source} is ready in {prepare(args.source, args.data_dir, args.manual_dir)}")

@@ -32,7 +32,7 @@ class ByteTokens:
         return np.ones(len(self.encode(text)), np.int32)
 
     def decode(self, ids) -> str:
-        """Returns the text of ids, without specials; bytes that are no UTF-8 become U+FFFD."""
+        """Returns the text of ids, without specials; bytes that are not UTF-8 become U+FFFD."""
         ids = np.asarray(ids)
         return ids[ids < self.separator].astype(np.uint8).tobytes().decode(errors="replace")
 
@@ -59,7 +59,7 @@ class FileTokens:
 
         Raises:
           ImportError: the library `tokenizers` is not installed.
-          Exception: it is no such file; the library raises nothing more particular.
+          Exception: it is not such a file; the library raises nothing more particular.
         """
         import tokenizers
 
@@ -112,7 +112,7 @@ def load_tokens(path: str | os.PathLike | None) -> Tokens:
     """Returns the tokens of a tokenizer.json, or bytes where there is none.
 
     Raises:
-      ValueError: the file is not there or is no tokenizer.json, or the library that reads it is not installed.
+      ValueError: the file is not there or is not a tokenizer.json, or the library that reads it is not installed.
     """
     if path is None:
         return ByteTokens()
@@ -137,8 +137,8 @@ def load_tokens(path: str | os.PathLike | None) -> Tokens:
         ) from error
     except Exception as error:  # the library raises no class of its own
         raise ValueError(
-            f"data.tokenizer names {path}, which is no tokenizer.json of the library tokenizers ({error}); name one, "
-            "or leave data.tokenizer out for bytes"
+            f"data.tokenizer names {path}, which is not a tokenizer.json of the library tokenizers ({error}); name "
+            "one, or leave data.tokenizer out for bytes"
         ) from error
 
 

@@ -153,7 +153,7 @@ def train_batches(
       workers: processes that decode; 0 means threads. Images in memory need none.
       on_corrupt: `skip` warns and takes the next readable image instead; `error` raises.
       rows: which images of each batch this process makes, [B]; default all.
-      stretch: keep all of an image, or of its random crop, where it is no square: batches have its
+      stretch: keep all of an image, or of its random crop, where it is not square: batches have its
         "aspect" too, by which windows can be cut as if it was not stretched.
 
     Raises:

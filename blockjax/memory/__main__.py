@@ -64,16 +64,16 @@ def main() -> None:
     add = parser.add_argument
     add("--config", action="append", required=True, metavar="CONFIG[:ARGUMENTS]", help="name or file; may be given "
         "several times; --config.FIELD=VALUE changes a field of all")  # fmt: skip
-    add("--targets", "--target", default="local", help="what to compile for, with commas between")
+    add("--targets", "--target", default="local", help="what to compile for, separated by commas")
     add(
         "--strategies",
-        help="with commas between; see below (default: blockwise,blockwise+remat; of --plan all)",
+        help="separated by commas; see below (default: blockwise,blockwise+remat; of --plan all)",
     )
     add("--no-baselines", action="store_true", help=f"leave out {', '.join(BASELINES)}")
     add("--depths", default="", help="such as 12,24,48; layers per block stay the config's")
     add(
         "--batch",
-        help="images per step, over all devices; of --plan several, with commas between, to choose from",
+        help="images per step, over all devices; of --plan several, separated by commas, to choose from",
     )
     add("--max-batch", action="store_true", help="find the largest batch that fits")
     add(
@@ -89,7 +89,7 @@ def main() -> None:
     add(
         "--all-columns",
         action="store_true",
-        help="also arguments, outputs, alias, code, host, collectives",
+        help="also show arguments, outputs, alias, code, host, collectives",
     )
     add("--jobs", type=int, default=1, help="processes that compile at the same time")
     add(
@@ -97,23 +97,23 @@ def main() -> None:
         nargs="?",
         const="",
         metavar="MEMORY",
-        help="find the fastest setting that fits so much memory of a device (16GiB; default: what it has)",
+        help="find the fastest setting that fits this much memory of a device (16GiB; default: what it has)",
     )
     add(
         "--host-memory",
         metavar="MEMORY",
-        help="of --plan: what each device may use of its host's (default: any)",
+        help="of --plan: host memory that each device may use (default: any)",
     )
     add(
         "--blocks",
-        help="of --plan: numbers of blocks (K) to choose from, with commas between (default: doublings)",
+        help="of --plan: numbers of blocks (K) to choose from, separated by commas (default: doublings)",
     )
     add(
         "--compiles",
         type=int,
         default=20,
         metavar="N",
-        help="of --plan: at most so many programs (default: 20)",
+        help="of --plan: compile at most so many programs (default: 20)",
     )
     arguments, rest = parser.parse_known_args()
     try:
@@ -191,7 +191,7 @@ def _numbers(option, text):
     try:
         found = [int(number) for number in (text or "").split(",") if number]
     except ValueError as error:
-        raise ValueError(f"{option} {text!r}: numbers with commas between") from error
+        raise ValueError(f"{option} {text!r}: numbers separated by commas") from error
     if any(number < 1 for number in found):
         raise ValueError(f"{option} {text!r}: numbers are at least 1")
     return found

@@ -1,4 +1,4 @@
-"""The largest batch that fits a device, in as few compilations as can be."""
+"""The largest batch that fits a device, in as few compilations as possible."""
 
 import itertools
 import math

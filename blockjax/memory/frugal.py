@@ -84,4 +84,4 @@ def what_fits(
         if memory is not None and memory.fits is not False:
             return f"{text} needs {memory.total / MIB:,.0f} MiB"
         say(f"{text}: does not fit either")
-    return "nothing near fits: try a smaller model or more devices"
+    return "no config near this one fits: try a smaller model or more devices"

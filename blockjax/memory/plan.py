@@ -93,7 +93,7 @@ def _nothing(plan):
     """Says why nothing fits, and what would."""
     reasons = dict.fromkeys(plan.left_out.values())
     if not plan.refused:
-        return f"no setting can be: {'; '.join(reasons)}"
+        return f"no setting is possible: {'; '.join(reasons)}"
     known = [candidate for candidate in plan.refused if candidate.needed is not None]
     text = "nothing fits"
     if known:

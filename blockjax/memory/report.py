@@ -62,11 +62,11 @@ def report(
 
 
 def without_figure(limit: str) -> str:
-    """Says why there is no estimate of the time: of what limits it nobody says how fast it is."""
+    """Says why there is no estimate of the time: the rate of what limits it is not known."""
     if limit == "host link":
         return (
             "no estimate of the time, as states or activations cross the host link and its bandwidth is not known; it "
-            f"is of {', '.join(with_link())}"
+            f"is known for {', '.join(with_link())}"
         )
     return "no estimate of the time, as the bandwidth between the devices is not known"
 

@@ -1,4 +1,4 @@
-"""Looks for the fastest settings that fit, compiling as few as can be."""
+"""Looks for the fastest settings that fit, compiling as few as possible."""
 
 import dataclasses
 import heapq

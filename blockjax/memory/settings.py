@@ -146,7 +146,7 @@ def check_stay_fits_run(config: ml_collections.ConfigDict) -> None:
     given, steps = config.pipeline.batches, config.steps
     if given is not None and steps is not None and given > steps:
         raise ValueError(
-            f"pipeline.batches={given} is more than the run has: steps={steps}; set it to at most {steps}"
+            f"pipeline.batches={given} is more batches than the run has, steps={steps}; set it to at most {steps}"
         )
 
 

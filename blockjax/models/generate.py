@@ -31,7 +31,7 @@ def generate(
     Args:
       model: causal.
       params: see `LanguageModel`.
-      prompt_P: int32, the separator and what follows it; what stands at `length` and behind is not read.
+      prompt_P: int32, the separator and what follows it; what stands from `length` on is not read.
       rngs_B: a key for each sequence; folded with 0, 1, ... it is that of its new tokens.
       length: of the prompt, from 1 to P.
       most: tokens of a sequence at most, from 1; length + most - 1 is no more than the context.

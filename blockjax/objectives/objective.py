@@ -206,7 +206,7 @@ class Objective(abc.ABC):
         return None
 
     def chance(self, metrics: dict[str, float]) -> float | None:
-        """Returns the loss of a block whose features are the same for every image, or None if only the data know it.
+        """Returns the loss of a block whose features are the same for every image, or None if it depends on the data.
 
         Args:
           metrics: those of the block.

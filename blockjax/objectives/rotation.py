@@ -154,9 +154,9 @@ class Rotation(Objective):
         found = []
         if accuracy > 0.9:
             found.append(
-                f"rotations are told apart in {accuracy:.0%} of the images: so much, in an early block, comes from the "
-                "directions of edges, from a border, a watermark or round corners, and leaves later blocks nothing to "
-                "learn; look for such marks in the images, or use fewer, larger blocks"
+                f"rotations are told apart in {accuracy:.0%} of the images: so high a share, in an early block, comes "
+                "from the directions of edges, from a border, a watermark or round corners, and leaves later blocks "
+                "nothing to learn; look for such marks in the images, or use fewer, larger blocks"
             )
         # Within 2 % of guessing's loss.
         if progress > 0.5 and metrics["loss"] > 0.98 * math.log(_TURNS):

@@ -104,7 +104,7 @@ class Agreement(Technique):
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Returns the cosine of vectors along the last axis, float32; 0 where one is nothing."""
+    """Returns the cosine of vectors along the last axis, float32; 0 where one of them is zero."""
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return jnp.sum(l2_normalize(a) * l2_normalize(b), axis=-1)
 

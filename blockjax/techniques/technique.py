@@ -22,7 +22,7 @@ class Technique(abc.ABC):
 
     Attributes:
       has_extra: whether blocks and stem keep something for it, see `init_extra` and `init_stem_extra`.
-      feeds_heads: whether heads read something else than the tokens of their block, see `read` and `sent`.
+      feeds_heads: whether heads read something other than the tokens of their block, see `read` and `sent`.
     """
 
     has_extra: ClassVar[bool] = False

@@ -41,13 +41,13 @@ def _opened(config, split):
     if tokens.vocabulary != model.vocabulary:
         raise ValueError(
             f"model.vocabulary={model.vocabulary}, but there are {tokens.vocabulary} tokens with separator and mask "
-            f"({tokens.name}); leave model.vocabulary out, or set data.tokenizer to a file with so many"
+            f"({tokens.name}); leave model.vocabulary out, or set data.tokenizer to a file with that many"
         )
     return source
 
 
 def count_classes(config: ml_collections.ConfigDict, train: Source, test: Source) -> int | None:
-    """Returns the classes of a training set, or the config's `classifier.classes`; None where nobody needs them.
+    """Returns the classes of a training set, or the config's `classifier.classes`; None where they are not needed.
 
     Raises:
       ValueError: one of the sets has no labels, or there are more classes than the config says.

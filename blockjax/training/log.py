@@ -128,6 +128,6 @@ def _check_finite(step, metrics, trained):
             blocks = ", ".join(f"block {k}" for k in bad)
             raise FloatingPointError(
                 f"step {step}: {name.replace('_', ' ')} of {blocks} is {metrics[name][bad[0] - 1]}. The newest "
-                "checkpoint was made before that. Try a smaller optimizer.base_learning_rate, a longer "
+                "checkpoint is from before that. Try a smaller optimizer.base_learning_rate, a longer "
                 "optimizer.warmup_steps, optimizer.clip=1.0, or dtype=float32."
             )

@@ -28,7 +28,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     Nothing in a file is ever executed: a PyTorch file is read by `torch.load(weights_only=True)`.
 
     Raises:
-      UnusableWeights: there is no such file, or it is damaged, or holds other things than tensors.
+      UnusableWeights: there is no such file, or it is damaged, or holds things other than tensors.
     """
     if path.is_dir():
         path = _file_in(path)
@@ -38,7 +38,9 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         try:
             parts = sorted(set(json.loads(path.read_text())["weight_map"].values()))
         except (ValueError, KeyError, AttributeError) as error:
-            raise UnusableWeights(f"{path} is no index of safetensors files: {error}") from error
+            raise UnusableWeights(
+                f"{path} is not an index of safetensors files: {error}"
+            ) from error
         return {k: v for part in parts for k, v in read_tensors(path.parent / part).items()}
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
@@ -75,7 +77,7 @@ def _read_safetensors(path):
             return {name: _as_float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UnusableWeights(
-            f"{path} is damaged or no safetensors file ({error}); fetch it again"
+            f"{path} is damaged or not a safetensors file ({error}); fetch it again"
         ) from error
 
 
@@ -84,7 +86,7 @@ def _read_torch(path):
         import torch
     except ImportError as error:
         raise UnusableWeights(
-            f"{path} is a PyTorch file, which takes PyTorch to read: `pip install torch`, or give the weights as "
+            f"{path} is a PyTorch file, which needs PyTorch to read: `pip install torch`, or give the weights as "
             "safetensors"
         ) from error
     try:
@@ -98,11 +100,11 @@ def _read_torch(path):
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
         raise UnusableWeights(
-            f"{path} is damaged or no PyTorch file ({' '.join(str(error).split())[:200]}); fetch it again"
+            f"{path} is damaged or not a PyTorch file ({' '.join(str(error).split())[:200]}); fetch it again"
         ) from error
     found = _state_dict(found)
     if not found:
-        raise UnusableWeights(f"{path} holds no tensors by name")
+        raise UnusableWeights(f"{path} holds no named tensors")
     return {name: _as_float32(tensor.detach().float().numpy()) for name, tensor in found.items()}
 
 

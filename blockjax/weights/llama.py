@@ -42,7 +42,7 @@ def check_llama(weights: TextWeights, source: str | os.PathLike) -> None:
     differing = [said for name, (is_so, said) in _LLAMA.items() if getattr(encoder, name) != is_so]
     if differing:
         raise UnusableWeights(
-            f"{source} is no Llama, the one model of text that --format huggingface writes; train with "
+            f"{source} is not a Llama, the one model of text that --format huggingface writes; train with "
             f"{' '.join(f'--config.{said}' for said in differing)}, or give --format safetensors"
         )
 

@@ -219,7 +219,7 @@ def open_any(
         check_heads(weights.model.encoder, heads, path)
         return weights, None
     if blocks is not None:
-        raise ValueError(f"{path} is no run but one encoder: it has no blocks to choose")
+        raise ValueError(f"{path} is a single encoder, not a run: it has no blocks to choose from")
     tensors = read_tensors(path)
     if is_own:
         weights = _from_own(tensors, said, path)
@@ -228,8 +228,8 @@ def open_any(
         weights = from_tensors(tensors, source=str(path), **{"heads": heads, **options})
         if heads is None and "heads" not in options:
             logging.warning(
-                "%s does not say how many heads its attention has: %d are assumed, of 64 channels each. If it has "
-                "others, all features are wrong: say how many (heads=, --heads or --config.model.heads)",
+                "%s does not say how many heads its attention has: %d are assumed, of 64 channels each. If that is "
+                "wrong, so are all features: say how many (heads=, --heads or --config.model.heads)",
                 path,
                 weights.vit.heads,
             )
@@ -257,8 +257,8 @@ def load(
     Args:
       path: the workdir of a run, a folder or a file of weights.
       blocks: how many of a run's blocks, or of an exported model of text; default all.
-      heads: of the attention, for weights that do not say it: no tensor tells, and with another number all features are
-        wrong. Default: 64 channels a head, as in all ViTs of the papers but H, and a warning.
+      heads: number of attention heads, for weights that do not say it: no tensor tells, and with a wrong number all
+        features are wrong. Default: 64 channels a head, as in all ViTs of the papers but ViT-H, and a warning.
 
     Returns:
       `features`, a pure function `features(params, images, readout="mean")`, see `Backbone.__call__`, or of text

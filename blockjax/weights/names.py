@@ -164,8 +164,8 @@ def _recognized(tensors, source):
         return table, renamed
     some = ", ".join(list(tensors)[:3]) or "none at all"
     raise UnusableWeights(
-        f"{source} has neither {FORMATS['timm'].cls} (timm, MAE) nor {table.cls} (Hugging Face), so it is no ViT with "
-        f"a CLS token; its tensors are named {some} ..."
+        f"{source} has neither {FORMATS['timm'].cls} (timm, MAE) nor {table.cls} (Hugging Face), so it is not a ViT "
+        f"with a CLS token; its tensors are named {some} ..."
     )
 
 
@@ -187,7 +187,7 @@ def _encoder_of(names, tensors, source, heads, norm_epsilon):
     rows = math.isqrt(max(patches, 0))
     if rows * rows != patches or not patches:
         raise UnusableWeights(
-            f"{source}: {table} has shape {tensors[table].shape}: {patches} patches are no square, beside CLS"
+            f"{source}: {table} has shape {tensors[table].shape}: {patches} patches, CLS aside, are no square grid"
         )
     prefix = re.escape(names.layers).replace(r"\{\}", r"(\d+)")
     layers = {int(m[1]) for name in tensors if (m := re.match(prefix, name))}
@@ -243,7 +243,7 @@ def _take(tensors, tensor, source):
         )
     if value.shape != tensor.shape:
         raise UnusableWeights(
-            f"{source}: tensor {tensor.name} has shape {value.shape}, and the others ask for {tensor.shape}"
+            f"{source}: tensor {tensor.name} has shape {value.shape}, where the others ask for {tensor.shape}"
         )
     return value
 

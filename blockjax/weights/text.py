@@ -112,7 +112,7 @@ def saved_text_weights(
     """Returns a model of text from tensors by our own names and what config.json says beside them.
 
     Raises:
-      UnusableWeights: they are no such thing, or do not fit together.
+      UnusableWeights: they are not of that kind, or do not fit together.
     """
     try:
         model, tokenizer = _model(said), said["tokenizer"]

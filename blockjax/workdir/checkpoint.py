@@ -6,7 +6,7 @@ A checkpoint is a folder named by its step:
     00000100/metadata.json  the step, every leaf's name, shape and dtype, and the data position
     00000100/manifest.json  size and CRC-32 of every other file
 
-It is written under a name that is no number and renamed when complete, so a numbered folder is
+It is written under a name that is not a number and renamed when complete, so a numbered folder is
 whole unless its files were damaged afterwards. orbax notices most damage, by many kinds of
 exception, but not a flipped bit in an array; hence the manifest: it alone decides what is damaged.
 """
@@ -268,7 +268,7 @@ def _find_damage(folder: Path) -> str | None:
         if found_size != size:
             return f"{name} has {found_size} bytes instead of {size}"
         if found_crc != crc:
-            return f"{name} has other contents than were written"
+            return f"{name} has contents other than those written"
     return None
 
 

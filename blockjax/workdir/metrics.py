@@ -166,7 +166,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
     """Reads the rows of a metrics file; a last line that was cut off is left out.
 
     Raises:
-      ValueError: the file cannot be read, or another line is no row.
+      ValueError: the file cannot be read, or another line is not a row.
     """
     try:
         lines = Path(path).read_bytes().splitlines()
@@ -182,7 +182,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
         except ValueError:
             if number < len(lines):
                 raise ValueError(
-                    f"line {number} of {path} is no row of metrics: repair or delete that line"
+                    f"line {number} of {path} is not a row of metrics: repair or delete that line"
                 ) from None
     return rows
 

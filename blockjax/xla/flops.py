@@ -17,7 +17,7 @@ def matmul_flops(jaxpr: core.ClosedJaxpr) -> float:
 
 
 def equation_flops(equation: core.JaxprEqn) -> float | None:
-    """Returns those of one equation; None of what is no matrix product or convolution."""
+    """Returns those of one equation; None for what is no matrix product or convolution."""
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         contracted = params["dimension_numbers"][0][0]

@@ -13,7 +13,7 @@ _TIMES = {"all-reduce": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds that a batch takes on one device at the rates of its maker, or at measured ones: an estimate, no time.
+    """Seconds that a batch takes on one device at the rates of its maker, or at measured ones: an estimate, not a time.
 
     Real programs reach a part of these rates only, so times are longer; what matters is the order of settings.
 

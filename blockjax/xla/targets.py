@@ -197,7 +197,7 @@ def parse_target(name: str) -> Target:
     if model in _GPUS:
         if colon and not (layout.isdigit() and int(layout) > 0):
             raise ValueError(
-                f"target {name!r}: a number of GPUs stands behind the colon, as in {model}:8"
+                f"target {name!r}: put the number of GPUs after the colon, as in {model}:8"
             )
         return Target(name, "gpu", model, layout)
     if model in _TPUS:
@@ -205,7 +205,7 @@ def parse_target(name: str) -> Target:
         dimensions = smallest.count("x") + 1
         if colon and not re.fullmatch(rf"\d+(x\d+){{{dimensions - 1}}}", layout):
             raise ValueError(
-                f"target {name!r}: the slice's shape stands behind the colon, in {dimensions} dimensions, as in "
+                f"target {name!r}: put the slice's shape after the colon, in {dimensions} dimensions, as in "
                 f"{model}:{smallest}"
             )
         if colon and math.prod(map(int, layout.split("x"))) < math.prod(

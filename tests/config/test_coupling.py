@@ -43,7 +43,7 @@ def resolved(**overrides):
                 "consistency.kind": "agreement",
                 "loss.implementation": "pallas",
             },
-            r"loss.implementation=pallas has not; set loss.implementation=xla",
+            r"loss.implementation=pallas does not have; set loss.implementation=xla",
         ),
         ({"consistency.kind": "predicter"}, r"consistency.kind 'predicter' .* mean 'predictor'"),
         ({"distillation.teacher": "up"}, r"distillation.teacher 'up' .* ladder, top"),

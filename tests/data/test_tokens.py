@@ -91,7 +91,9 @@ def test_every_byte_belongs_to_one_token(tokenizer_file, tmp_path):
 def test_what_is_no_tokenizer_is_refused(tmp_path, content):
     pytest.importorskip("tokenizers")
     (tmp_path / "t.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"data\.tokenizer names .*t\.json, which is no tokenizer"):
+    with pytest.raises(
+        ValueError, match=r"data\.tokenizer names .*t\.json, which is not a tokenizer"
+    ):
         load_tokens(tmp_path / "t.json")
 
 

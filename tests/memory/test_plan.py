@@ -32,11 +32,11 @@ def test_errors_before_anything_is_traced(config_file, monkeypatch):  # noqa: F8
         (["--plan", "--measure"], "--measure does not go with --plan"),
         (["--plan", "--targets", "v5e,h100"], "--plan takes one --config and one of --targets"),
         (["--plan", "--compiles", "0"], "--compiles must be at least 1"),
-        (["--plan", "--batch", "8,many"], "--batch '8,many': numbers with commas between"),
+        (["--plan", "--batch", "8,many"], "--batch '8,many': numbers separated by commas"),
         (["--plan", "--batch", "0"], "--batch '0': numbers are at least 1"),
         (["--blocks", "2"], "--blocks goes with --plan only"),
         (["--batch", "8,16"], "--batch takes several numbers with --plan only"),
-        (["--config.pipeline.batches=21"], "pipeline.batches=21 is more than the run has"),
+        (["--config.pipeline.batches=21"], "pipeline.batches=21 is more batches than the run has"),
         (
             ["--plan", "--targets", "v5e", "--config.pipeline.batches=21"],
             "set it to at most 20",

@@ -147,10 +147,10 @@ def test_what_cannot_be_is_left_out():
     plan = search(FIRST, sketch, steps.compile, Limits())
     assert [c.setting for c in plan.fitting] == FIRST[:1]
     assert plan.left_out[FIRST[1]] == "no such step"
-    assert "bandwidth is not known; it is of t4" in plan.left_out[FIRST[2]]
+    assert "bandwidth is not known; it is known for t4" in plan.left_out[FIRST[2]]
     plan = search(FIRST, sketch, crashes, Limits())
     assert not plan.fitting and not plan.refused
-    assert "no setting can be: no such step; no estimate" in _nothing(plan)
+    assert "no setting is possible: no such step; no estimate" in _nothing(plan)
     assert "the compiler's process died" in _nothing(plan)
 
 

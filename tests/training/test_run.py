@@ -407,7 +407,7 @@ def test_an_ignored_signal_stays_ignored(interrupt_handler):
             "--config.remat=layer --config.microbatches=1 --config.blocks=4 --config.strategy=streamed "
             "--config.batch_size=8 needs 40 MiB",
         ),
-        (lambda learner, batch: 100, "nothing near fits"),
+        (lambda learner, batch: 100, "no config near this one fits"),
     ],
 )
 def test_a_step_that_does_not_fit_names_what_would(arrays, tmp_path, monkeypatch, needed, message):

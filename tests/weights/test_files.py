@@ -85,7 +85,7 @@ def test_the_first_tensor_that_differs_is_named(tensors):
         from_tensors({**tensors, "blocks.0.ls1.gamma": np.ones(48)}, source="some.pth")
     with pytest.raises(UnusableWeights, match=r"neither cls_token .* nor embeddings.* conv1"):
         from_tensors({"conv1": np.ones(3)}, source="some.pth")
-    with pytest.raises(UnusableWeights, match=r"14 patches are no square"):
+    with pytest.raises(UnusableWeights, match=r"14 patches, CLS aside, are no square"):
         from_tensors({**tensors, "pos_embed": tensors["pos_embed"][:, :15]}, source="some.pth")
     with pytest.raises(UnusableWeights, match=r"width 48 is not divisible by 5 heads"):
         from_tensors(tensors, source="some.pth", heads=5)
@@ -163,7 +163,7 @@ def test_pytorch_files(tmp_path, tensors):
     for name, message in (
         ("cut.pth", "is damaged"),
         ("text.pth", "refused|is damaged"),
-        ("list.pth", "holds no tensors by name"),
+        ("list.pth", "holds no named tensors"),
     ):
         with pytest.raises(UnusableWeights, match=message):
             read_tensors(tmp_path / name)

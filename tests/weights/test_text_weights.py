@@ -107,7 +107,7 @@ def test_images_and_text_do_not_mix(tmp_path):
         open_weights(tmp_path / "own")
     for form in ("timm", "mae"):
         with pytest.raises(
-            ValueError, match=f"--format {form} is of images, .* {', '.join(TEXT_FORMATS)}"
+            ValueError, match=f"--format {form} is for images, .* {', '.join(TEXT_FORMATS)}"
         ):
             export(tmp_path / "own", form, tmp_path / "out")
     run = tiny_text_run()
@@ -122,7 +122,7 @@ def test_what_is_no_llama(tmp_path):
     written(tmp_path / "none", positions="learned")
     fields = "positions=rotary --config.model.norm=rms_norm --config.model.mlp=swiglu --config.model.bias=False,"
     with pytest.raises(
-        ValueError, match=f"none is no Llama, .* train with --config.model.{fields} or"
+        ValueError, match=f"none is not a Llama, .* train with --config.model.{fields} or"
     ):
         export(tmp_path / "none", "huggingface", tmp_path / "out")
     written(tmp_path / "masked", **LLAMA, causal=False)

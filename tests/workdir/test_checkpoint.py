@@ -255,7 +255,11 @@ def test_falls_back_from_a_damaged_checkpoint(two_saved, tmp_path, warnings_logg
     assert len(warnings_logged) == 1
     assert "step 2 is damaged" in warnings_logged[0]
     assert "using step 1 instead" in warnings_logged[0]
-    reason = {"delete": "No such file", "truncate": "bytes instead of", "flip": "other contents"}
+    reason = {
+        "delete": "No such file",
+        "truncate": "bytes instead of",
+        "flip": "contents other than",
+    }
     assert reason[how] in warnings_logged[0]
     assert checkpoints.steps() == [1]
     assert (tmp_path / "checkpoints_damaged" / "00000002").is_dir()

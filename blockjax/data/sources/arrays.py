@@ -68,9 +68,11 @@ def _read_arrays(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]
     try:
         file = np.load(path, allow_pickle=False)
     except _NPZ_ERRORS as error:
-        raise ValueError(f"data.source names {path}, which is no .npz file: {error}") from error
+        raise ValueError(f"data.source names {path}, which is not a .npz file: {error}") from error
     if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError(f"data.source names {path}, which is no .npz file: save it by np.savez.")
+        raise ValueError(
+            f"data.source names {path}, which is not a .npz file: save it with np.savez."
+        )
     with file:
         found = {part: (x, y) for part, x, y in reversed(_ARRAY_KEYS) if x in file}
         if not found:
@@ -91,7 +93,7 @@ def _read_arrays(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]
     if images.dtype != np.uint8:
         raise ValueError(
             f"{image_key} of {path} is {images.dtype}: store images as uint8, 0 to 255, for "
-            "instance by (images * 255).round().astype('uint8')."
+            "instance with (images * 255).round().astype('uint8')."
         )
     is_images = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3, 4))
     if not is_images or 0 in images.shape[1:]:

@@ -50,7 +50,7 @@ class Documents:
 def stdlib_documents(split: str) -> Documents:
     """Reads the running interpreter's standard library, its .py files without tests: about 12 MB, licence PSF-2.0.
 
-    Files that are no UTF-8 are left out.
+    Files that are not UTF-8 are left out.
 
     Raises:
       ValueError: it is not there as files, or there is no such split.
@@ -83,7 +83,7 @@ def path_documents(given: str, split: str) -> Documents:
         slices are of files.
 
     Raises:
-      ValueError: it does not exist, has no text, has a file that is no text in UTF-8, or there is no such split.
+      ValueError: it does not exist, has no text, has a file that is not UTF-8 text, or there is no such split.
     """
     path = given_path("data.source", given)
     if not path.exists():
@@ -115,7 +115,7 @@ def tfds_documents(name: str, split: str, data_dir: str | None) -> Documents:
 
     Raises:
       DatasetUnavailable: it is unknown, not prepared, or has no Text feature or no such split.
-      ValueError: an example is no text in UTF-8, or all are empty.
+      ValueError: an example is not UTF-8 text, or all are empty.
     """
     import tensorflow_datasets
 
@@ -233,11 +233,11 @@ def _last_tenth(text):
 
 
 def _flaw(text):
-    """Returns what is no text, where, and the encoding that it may have; None for text in UTF-8."""
+    """Returns what is not text, where, and the encoding that it may have; None for text in UTF-8."""
     if encoding := _BOMS.get(text[:2]):
         return f"is {encoding} (its first bytes are 0x{text[:2].hex()})", encoding
     if (at := text.find(b"\0")) >= 0:
-        return f"is no text: the byte at offset {at:,} is 0", None
+        return f"is not text: the byte at offset {at:,} is 0", None
     try:
         text.decode()
     except UnicodeDecodeError as error:

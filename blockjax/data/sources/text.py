@@ -154,7 +154,7 @@ def open_text(
         )
     else:
         raise ValueError(
-            f"data.source is {spec!r}, which is no text; {_did_you_mean(spec)}it may be one of {', '.join(KINDS)}"
+            f"data.source is {spec!r}, which is not text; {_did_you_mean(spec)}it may be one of {', '.join(KINDS)}"
         )
     _warn_of_losses(documents, tokens)
     return TextSource(documents, tokens, context, f"{spec} {split}")
@@ -164,8 +164,8 @@ def _warn_of_losses(documents, tokens):
     text = documents.texts[0][:_SAMPLE].decode(errors="ignore")
     if tokens.decode(tokens.encode(text)) != text:
         logging.warning(
-            "%s does not come back from the tokens of data.tokenizer=%s as it was: losses per byte of text look better "
-            "than those of tokenizers that keep all of it.",
+            "%s, turned into tokens of data.tokenizer=%s and back, is not what it was: losses per byte look better "
+            "than those of tokenizers that keep all of the text.",
             documents.names[0],
             tokens.name,
         )

@@ -110,8 +110,8 @@ def find_builder(name: str, data_dir: str | None = None):
     """Returns the TFDS builder for `name`, prepared or not.
 
     Args:
-      name: a name of the TFDS catalogue or of a data set in `data_dir`, with a config and a
-        version if wished: `imagenet_resized/32x32:0.1.0`.
+      name: a name of the TFDS catalogue or of a data set in `data_dir`, optionally with a config and
+        a version: `imagenet_resized/32x32:0.1.0`.
       data_dir: as in `open_source`.
 
     Raises:

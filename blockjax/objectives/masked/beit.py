@@ -1,7 +1,7 @@
 """Masked image modeling of visual tokens (BEiT, arXiv 2106.08254) as a local loss.
 
 This is BEiT's objective, but not DALL-E's tokenizer: the visual tokens are nearest centroids of patches (see
-`blockjax.objectives.masked.tokenizer`), because DALL-E's weights are not to be had everywhere. Figures of BEiT's paper
+`blockjax.objectives.masked.tokenizer`), because DALL-E's weights are not available everywhere. Figures of BEiT's paper
 do not carry over; the nearest published relative is CCViT (arXiv 2303.04664).
 """
 

@@ -22,7 +22,7 @@ def min_block_area(patches: int) -> int:
 def block_masks(
     rng: jax.Array, images: int, grid: tuple[int, int], count: int, min_area: int
 ) -> jax.Array:
-    """Masks the same number of patches of every image, as a union of rectangles wherever they can be had.
+    """Masks the same number of patches of every image, as a union of rectangles wherever possible.
 
     BEiT's rule: a rectangle's area is uniform between `min_area` and what is left to mask, its aspect ratio
     log-uniform from 0.3 to 1/0.3, its place uniform; it is taken if it masks at least one more patch and not too many;

@@ -66,6 +66,6 @@ def _ratios(ratio, schedule, blocks):
     if len(ratios) != blocks or not all(map(math.isfinite, ratios)):
         raise ValueError(
             f"mask.schedule {schedule!r} cannot be read for {blocks} blocks; it may be 'constant', 'linear:0.9' "
-            f"(the last block's ratio) or {blocks} ratios with commas between them"
+            f"(the last block's ratio) or {blocks} ratios separated by commas"
         )
     return ratios

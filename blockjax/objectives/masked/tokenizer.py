@@ -1,4 +1,4 @@
-"""Patches as words: weight-free tokenizers, fitted once before training and frozen then.
+"""Patches as words: weight-free tokenizers, fitted once before training and then frozen.
 
 BEiT (arXiv 2106.08254) predicts the tokens of DALL-E's discrete autoencoder, whose weights would have to be fetched.
 Here the vocabulary is a set of centroids of patches instead, as in CCViT (arXiv 2303.04664) and ClusterMIM (arXiv

@@ -110,7 +110,7 @@ def draw_windows(
 ) -> jax.Array:
     """Returns the top and left corners of tiles, float32 [9, B, 2] in pixels of images of so large a side.
 
-    Corners are no whole pixels of the resized image. If they were, they would be multiples of side / image_size in the
+    Corners are not whole pixels of the resized image. If they were, they would be multiples of side / image_size in the
     original, and each cell would have its own few places between pixels at which its tile is interpolated. These show:
     with whole pixels (32 to 54, crop 48, tiles of 12) a small network told the row of a tile of white noise in 88 % of
     the cases, without in 33 %, which is guessing.
@@ -139,7 +139,7 @@ def tile_inputs(
     """Makes encoder inputs of tiles, with positions that do not tell where a tile was cut.
 
     Positions are those of a window of the encoder's grid, as large as a tile. There is one window, at random, for all
-    tiles and images of a call: so each position is trained, and whole images are no strangers to the encoder.
+    tiles and images of a call: so each position is trained, and whole images are not foreign to the encoder.
 
     Args:
       rng: a key.
@@ -259,8 +259,8 @@ def check_tiles(config: ml_collections.ConfigDict) -> None:
     if tiles.size < patch or tiles.size % patch:
         near = max(patch, tiles.size // patch * patch)
         raise ValueError(
-            f"tiles.size {tiles.size} is not a multiple of model.patch_size {patch}, so a tile is no grid of patches; "
-            f"set tiles.size={near}"
+            f"tiles.size {tiles.size} is not a multiple of model.patch_size {patch}, so a tile is not a grid of "
+            f"patches; set tiles.size={near}"
         )
     if tiles.crop < 3 or tiles.crop % 3:
         raise ValueError(

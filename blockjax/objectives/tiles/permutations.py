@@ -11,7 +11,7 @@ LARGEST = {"pgl": 1512, "greedy_mean": 362_880}
 
 
 def check_permutations(count: int, kind: str) -> None:
-    """Checks that `permutations` can be called so.
+    """Checks that `permutations` can be called with these arguments.
 
     Raises:
       ValueError: the kind is unknown, or its set has fewer permutations than `count`; says what would fit.

@@ -1,4 +1,4 @@
-"""What objectives share that compare two augmented views of an image."""
+"""What the objectives that compare two augmented views of an image share."""
 
 import abc
 import dataclasses

@@ -81,7 +81,7 @@ class MoCo(MomentumObjective, TwoView):
             near = max(1, round(config.momentum.queue / config.batch_size)) * config.batch_size
             raise ValueError(
                 f"momentum.queue {config.momentum.queue} is not a multiple of batch_size {config.batch_size}, by which "
-                f"it moves on; {near} would be, and 0 is no queue"
+                f"it moves on; {near} would be, and 0 means no queue"
             )
 
     def _projector(self):

@@ -142,7 +142,7 @@ def test_slices_are_of_files(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"text\n\0more", r"is no text: the byte at offset 5 is 0; leave it out, or change"),
+        (b"text\n\0more", r"is not text: the byte at offset 5 is 0; leave it out, or change"),
         (
             "naïf".encode("latin1"),
             r"is not UTF-8: the byte at offset 2 is 0xef.*iconv -f LATIN1 -t",

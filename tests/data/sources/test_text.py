@@ -123,8 +123,8 @@ def test_tokenizers_that_lose_text_are_named(tmp_path, monkeypatch):
         ("arrays:/x.npz", "which is images"),
         ("txt:/x", r"no text; did you mean 'text:/x'\? it may be one of text:<file>"),
         ("stdlib", r"did you mean 'text:stdlib'\?"),
-        ("text:", "'text:', which is no text"),
-        ("", "'', which is no text; it may be one of"),
+        ("text:", "'text:', which is not text"),
+        ("", "'', which is not text; it may be one of"),
     ],
 )
 def test_what_is_no_text_is_refused(spec, message):
