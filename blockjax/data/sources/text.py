@@ -149,8 +149,8 @@ def open_text(
         documents = tfds_documents(rest, split, data_dir)
     elif kind in _IMAGES:
         raise ValueError(
-            f"data.source is {spec!r}, which is images; set objective to one of images, such as mae, or data.source to "
-            f"text: {', '.join(KINDS)}"
+            f"data.source is {spec!r}, which holds images; set objective to one of images, such as mae, or data.source "
+            f"to text: {', '.join(KINDS)}"
         )
     else:
         raise ValueError(

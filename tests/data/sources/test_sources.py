@@ -224,10 +224,10 @@ def test_arrays_file_errors(tmp_path):
         open_source(f"arrays:{tmp_path}/a.npz", "train")
     for content in (b"", b"no archive", b"PK\x03\x04 broken"):
         (tmp_path / "a.npz").write_bytes(content)
-        with pytest.raises(ValueError, match=r"a\.npz, which is no \.npz file"):
+        with pytest.raises(ValueError, match=r"a\.npz, which is not a \.npz file"):
             open_source(f"arrays:{tmp_path}/a.npz", "train")
     np.save(tmp_path / "b.npy", IMAGES)
-    with pytest.raises(ValueError, match=r"b\.npy, which is no \.npz file"):
+    with pytest.raises(ValueError, match=r"b\.npy, which is not a \.npz file"):
         open_source(f"arrays:{tmp_path}/b.npy", "train")
 
 

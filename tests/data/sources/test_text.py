@@ -111,17 +111,17 @@ def test_tokenizers_that_lose_text_are_named(tmp_path, monkeypatch):
     open_text(f"text:{tmp_path}/a.txt", "train", context=8)
     assert not lines
     open_text(f"text:{tmp_path}/a.txt", "train", context=8, tokenizer=words(tmp_path / "t.json"))
-    assert len(lines) == 1 and "a.txt does not come back" in lines[0] and "t.json" in lines[0]
+    assert len(lines) == 1 and "a.txt, turned into tokens" in lines[0] and "t.json" in lines[0]
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("embedded", "'embedded', which is images; set objective.*text:stdlib"),
-        ("embedded:scenes", "which is images"),
-        ("folder:/x", "which is images"),
-        ("arrays:/x.npz", "which is images"),
-        ("txt:/x", r"no text; did you mean 'text:/x'\? it may be one of text:<file>"),
+        ("embedded", "'embedded', which holds images; set objective.*text:stdlib"),
+        ("embedded:scenes", "which holds images"),
+        ("folder:/x", "which holds images"),
+        ("arrays:/x.npz", "which holds images"),
+        ("txt:/x", r"not text; did you mean 'text:/x'\? it may be one of text:<file>"),
         ("stdlib", r"did you mean 'text:stdlib'\?"),
         ("text:", "'text:', which is not text"),
         ("", "'', which is not text; it may be one of"),
