@@ -16,8 +16,8 @@ decay, 75 % masked, normalised pixels, crops of at least 0.2 of the area, flips.
 Deviations: a decoder for each block, and a light one, of the kind of CrossMAE's (arXiv 2401.14391; a third of the
 masked patches decoded in each step, as in TonyLianLong/CrossMAE, README.md), of one layer 192 wide where CrossMAE has
 12; decoder=self_attention has MAE's. Of BIM (arXiv 2311.17218) only the idea is taken, not its decoders, nor how many
-patches it masks from block to block: all blocks see the same ones, but with --config.mask.schedule. Crops are bilinear,
-not bicubic.
+patches it masks from block to block: all blocks see the same ones, unless --config.mask.schedule is set. Crops are
+bilinear, not bicubic.
 """
 
 import re

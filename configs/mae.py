@@ -8,7 +8,7 @@ light decoder of configs/bim.py:
 
     python -m blockjax.main --config configs/mae.py:model=b16,strategy=blockwise,blocks=4
 
-More arguments: size, data, batch, epochs, steps. The loss starts at about 2, half of it by a fresh decoder's
+More arguments: size, data, batch, epochs, steps. The loss starts at about 2, half of it from a fresh decoder's
 predictions. Predicting the mean would give 1 (1.04 in the small recipe, which does not normalise patches).
 
 Measured, 400 steps of 128 images, seed 0: loss 2.13–2.27 at the start, 0.57–0.58 at the end. Linear probe of blocks 1
