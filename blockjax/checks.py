@@ -22,6 +22,12 @@ class Bound:
       high: the greatest.
       above: whether `low` itself is too little.
       below: whether `high` itself is too much.
+
+    Examples:
+      >>> Bound(0, 1).check("mask.ratio", 1.5)
+      Traceback (most recent call last):
+      ...
+      ValueError: mask.ratio must be from 0 to 1, not 1.5
     """
 
     low: float = 0

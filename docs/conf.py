@@ -29,10 +29,14 @@ version = release = blockjax.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
-default_role = "literal"  # docstrings have names in single backticks
 nitpicky = True
 # Types of other packages, whose pages a build without a network cannot know.
 nitpick_ignore_regex = [(r"py:.*", r"(?!blockjax).*")]
+# Parts of documented classes that are no part of the API.
+nitpick_ignore = [
+    ("py:class", "blockjax.learner.learner.Learner"),
+    ("py:class", "blockjax.models.decoders.SelfAttentionDecoder"),
+]
 
 smartquotes = False  # --flags and "texts" stay what they are
 myst_enable_extensions = ["deflist", "dollarmath"]
@@ -123,6 +127,16 @@ def _point_to_notebooks(app, pagename, templatename, context, doctree):
                 button["url"] = button["url"].replace("/docs/notebooks/", "/colabs/")
 
 
+def _literals(app, what, name, obj, options, lines):
+    """Docstrings have names in single backticks; in the markup of Sphinx code has two."""
+    text = re.sub(r"(?<!`)`([^`]+)`(?!`)(?=(\w?))", _literal, "\n".join(lines))
+    lines[:] = text.splitlines()
+
+
+def _literal(found):
+    return f"``{found[1]}``" + ("\\ " if found[2] else "")
+
+
 def _leave_out_missing(app, docname, source):
     """Leaves pages out of the index that are not written yet."""
     lines = []
@@ -140,5 +154,6 @@ def setup(app):
     """Connects what is above."""
     _copy_notebooks()
     app.connect("source-read", _leave_out_missing)
+    app.connect("autodoc-process-docstring", _literals, priority=400)  # before napoleon
     app.add_transform(LinksOutOfTheSite)
     app.connect("html-page-context", _point_to_notebooks, priority=502)  # after the theme's
