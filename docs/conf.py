@@ -1,5 +1,7 @@
 """How the pages become a site: `python -m sphinx -W -b html docs docs/_build/html`. Nothing is fetched."""
 
+import importlib
+import inspect
 import os
 import re
 import shutil
@@ -27,7 +29,7 @@ project = "blockjax"
 author = copyright = "The blockjax authors"
 version = release = blockjax.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.linkcode"]
 exclude_patterns = ["_build"]
 nitpicky = True
 # Types of other packages, whose pages a build without a network cannot know.
@@ -48,6 +50,7 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes as a list
 
 html_theme = "sphinx_book_theme"
 html_title = f"blockjax {release}"
@@ -64,8 +67,23 @@ html_theme_options = {
     "launch_buttons": {"colab_url": "https://colab.research.google.com"},
     "show_toc_level": 2,
     "navigation_with_keys": False,
+    "navbar_persistent": [],  # there is a search field in the sidebar
 }
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system
+
+
+def linkcode_resolve(domain, info):
+    """Returns the address of an object's source."""
+    found = importlib.import_module(info["module"])
+    for name in info["fullname"].split("."):
+        found = getattr(found, name, None)
+    found = inspect.unwrap(found.fget if isinstance(found, property) else found)
+    try:
+        path = Path(inspect.getsourcefile(found)).relative_to(ROOT).as_posix()
+        lines, first = inspect.getsourcelines(found)
+    except TypeError:  # an attribute
+        return None
+    return f"{REPOSITORY}/blob/{BRANCH}/{path}#L{first}-L{first + len(lines) - 1}"
 
 
 class LinksOutOfTheSite(SphinxTransform):
@@ -110,13 +128,25 @@ class LinksOutOfTheSite(SphinxTransform):
         node.replace_self(nodes.reference("", "", *node.children, refuri=address, internal=False))
 
 
+class Dashes(SphinxTransform):
+    """Sphinx writes "name -- description" and leaves the dash to what would also change --flags."""
+
+    default_priority = 750
+
+    def apply(self, **kwargs):
+        """Replaces the dashes."""
+        for node in list(self.document.findall(nodes.Text)):
+            if node == " -- ":
+                node.parent.replace(node, nodes.Text(" – "))
+
+
 def _copy_notebooks():
     """Copies the notebooks, which lie where Colab opens them, to where they are pages."""
     target = DOCS / "notebooks"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     for path in sorted((ROOT / "colabs").glob("*.ipynb")):
-        shutil.copy(path, target)
+        shutil.copy2(path, target)  # with its time: what did not change is not read again
 
 
 def _point_to_notebooks(app, pagename, templatename, context, doctree):
@@ -156,4 +186,5 @@ def setup(app):
     app.connect("source-read", _leave_out_missing)
     app.connect("autodoc-process-docstring", _literals, priority=400)  # before napoleon
     app.add_transform(LinksOutOfTheSite)
+    app.add_transform(Dashes)
     app.connect("html-page-context", _point_to_notebooks, priority=502)  # after the theme's

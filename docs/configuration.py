@@ -70,7 +70,7 @@ Every field of a config, with its default. A config file returns these fields, c
 once more:
 
 ```bash
-python -m blockjax.main --config quickstart --config.blocks=2 --config.optimizer.base_learning_rate=1e-3
+python -m blockjax.main --config quickstart --config.blocks=2 --config.mask.ratio=0.5
 ```
 
 The defaults are MAE's recipe in four blocks. *Open* means that the field has no default of its own: it is filled in
