@@ -22,6 +22,12 @@ class Bound:
       high: the greatest.
       above: whether `low` itself is too little.
       below: whether `high` itself is too much.
+
+    Examples:
+      >>> Bound(0, 1).check("mask.ratio", 1.5)
+      Traceback (most recent call last):
+      ...
+      ValueError: mask.ratio must be from 0 to 1, not 1.5
     """
 
     low: float = 0
@@ -40,9 +46,10 @@ class Bound:
         if math.isfinite(value) and not is_low and not is_high:
             return
         given = f"{value:g}" if isinstance(value, float) else str(value)
-        raise ValueError(f"{name} must be {self._wanted(is_high)}, not {given}")
+        raise ValueError(f"{name} must be {self.wanted(is_high)}, not {given}")
 
-    def _wanted(self, is_high):
+    def wanted(self, is_high: bool = False) -> str:
+        """Says what a number may be, in answer to one that was too high or not."""
         low = f"{'above' if self.above else 'at least'} {self.low:g}"
         if self.high > 1e3:  # only there to keep slips and overflows out
             return f"at most {self.high:,.0f}" if is_high else low

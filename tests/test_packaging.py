@@ -75,6 +75,9 @@ def test_the_wheel_says_what_it_is(wheel):
     assert {f"{folder}/licenses/{name}" for name in ("LICENSE", "NOTICE")} <= {*wheel.namelist()}
     scripts = wheel.read(f"{folder}/entry_points.txt").decode()
     assert "blockjax = blockjax.main:main" in scripts
+    addresses = dict(address.split(", ") for address in metadata.get_all("Project-URL"))
+    assert {"Homepage", "Repository", "Documentation", "Changelog"} == {*addresses}
+    assert all(address.startswith(addresses["Repository"]) for address in addresses.values())
 
 
 def test_the_source_distribution_has_tests_and_no_results(dist):
@@ -82,7 +85,10 @@ def test_the_source_distribution_has_tests_and_no_results(dist):
     with tarfile.open(path) as archive:
         names = [name.split("/", 1)[1] for name in archive.getnames()]
     assert {"tests/test_packaging.py", "configs/quickstart.py", "CHANGELOG.md"} <= {*names}
-    assert {name.split("/")[0] for name in names}.isdisjoint({"results", "assets", "runs", "dist"})
+    large = {"results", "assets", "colabs", "runs", "dist"}
+    assert {name.split("/")[0] for name in names}.isdisjoint(large)
+    made = ("docs/_build/", "docs/notebooks/", "tests/docs/", "tests/colabs/")
+    assert [name for name in names if name.startswith(made)] == []
 
 
 def test_an_editable_install_is_the_clone_and_copies_nothing(tmp_path):
@@ -199,5 +205,5 @@ def test_forms_for_issues_ask_for_something(path):
 
 
 def test_there_are_workflows_and_forms():
-    assert [path.stem for path in WORKFLOWS] == ["release", "tests"]
+    assert [path.stem for path in WORKFLOWS] == ["docs", "release", "tests"]
     assert [path.stem for path in FORMS] == ["bug", "feature"]

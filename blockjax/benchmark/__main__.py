@@ -1,4 +1,4 @@
-"""Measures what the README claims about speed: ratios against a baseline, taken in turns in one process."""
+"""Measures speed: ratios against a baseline, taken in turns in one process."""
 
 import argparse
 import sys

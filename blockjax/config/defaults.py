@@ -1,4 +1,4 @@
-"""Every config field with its default."""
+"""Every config field with its default. Comments are the descriptions in docs/reference/configuration.md."""
 
 import ml_collections
 from ml_collections import config_dict
@@ -12,214 +12,328 @@ OPTIMIZERS = ("adamw", "adafactor", "lamb", "lars", "lion", "muon", "sgd")
 def default_config() -> ml_collections.ConfigDict:
     """Returns the config that every file in configs/ starts from: MAE's recipe (arXiv 2111.06377), in four blocks."""
     config = ml_collections.ConfigDict()
+    # Of everything that is drawn at random: weights, masks, views and the order of examples.
     config.seed = 0
-    # Length of the run: exactly one of the two.
+    # Length of the run in steps. Give exactly one of steps and epochs.
     config.steps = config_dict.placeholder(int)
+    # Length of the run in passes over the training set.
     config.epochs = config_dict.placeholder(float)
-    config.batch_size = 256  # images per step, over all devices
-    config.dtype = (
-        "auto"  # of activations: bfloat16 on TPU and GPU, float32 on CPU; parameters are float32
-    )
-    # end_to_end: one loss at the end; streamed: block states in host memory; streamed_end_to_end: one loss, and layers'
-    # states and inputs in host memory; pipelined: blocks over mesh.block devices
+    # Examples per step, over all devices.
+    config.batch_size = 256
+    # Of activations; `auto` is bfloat16 on TPU and GPU, float32 on CPU. Parameters are always float32.
+    config.dtype = "auto"
+    # How the blocks are driven. end_to_end: one loss at the end. streamed: block states in host memory.
+    # streamed_end_to_end: one loss, and layers' states and inputs in host memory. pipelined: blocks over mesh.block
+    # devices.
     config.strategy = "blockwise"
-    config.blocks = (
-        4  # must divide the depth; under end_to_end only the depths at which features are read
-    )
-    # layer: recompute activations layer by layer in the backward pass; nested: also the inputs of layers, in groups of
-    # about √L; offload: as layer, with the inputs of layers in host memory
+    # Number of blocks (K), which must divide the depth. Under end_to_end only the depths at which features are read.
+    config.blocks = 4
+    # What the backward pass computes again to save memory. layer: activations, layer by layer. nested: also the inputs
+    # of layers, in groups of about √L. offload: as `layer`, with the inputs of layers in host memory.
     config.remat = "none"
-    config.microbatches = 1  # parts of the batch that run one after another: less memory, more time
-    # Of images mae, beit, rotation, jigsaw, context, simclr, moco, byol, barlow_twins, vicreg; classification. Of text
-    # next_token, masked_token. What is open below and differs between objectives is filled in by the chosen one.
+    # Parts of the batch that run one after another: less memory, more time.
+    config.microbatches = 1
+    # The local loss of every block. It fills in the fields below that are open and differ between objectives.
     config.objective = "mae"
-    config.noise = 0.0  # added to what leaves a block, as part of its standard deviation
+    # Gaussian noise, added to the tokens that leave a block, as a share of their standard deviation.
+    config.noise = 0.0
 
-    # Techniques that couple blocks; see docs of each in blockjax/techniques. Weights of 0 switch them off.
+    # A term beside the local loss that ties neighbouring blocks together.
     config.consistency = ml_collections.ConfigDict()
-    config.consistency.weight = 0.0  # of the term, beside the local loss
-    # predictor: a block's tokens can be foretold from those of the block below; agreement: local gradients at a
-    # boundary agree (SGR), for about twice the time
+    # Weight of the term beside the local loss; 0: off.
+    config.consistency.weight = 0.0
+    # predictor: the tokens of a block can be predicted from those of the block below. agreement: local gradients agree
+    # at a boundary (SGR), for about twice the time.
     config.consistency.kind = "predictor"
+    # Heads that also predict another block's features.
     config.distillation = ml_collections.ConfigDict()
-    config.distillation.weight = (
-        0.0  # of predicting another block's features, against the local loss's 1 - weight
-    )
-    config.distillation.teacher = (
-        "ladder"  # the block below, on the whole image; or top, the last block
-    )
-    config.distillation.ramp = 0.1  # share of the steps in which the weight rises from 0
-    # Of the average of parameters with which the teacher works; 0: one step old; default: the parameters themselves.
+    # Weight of predicting another block's features, against 1 - weight for the local loss; 0: off.
+    config.distillation.weight = 0.0
+    # ladder: the block below, on the whole image. top: the last block.
+    config.distillation.teacher = "ladder"
+    # Share of the steps in which the weight rises from 0.
+    config.distillation.ramp = 0.1
+    # Decay of the average of parameters with which the teacher works. 0: parameters one step old. Default: the
+    # parameters themselves.
     config.distillation.decay = config_dict.placeholder(float)
+    # Heads that attend to the tokens of earlier blocks.
     config.cross_block = ml_collections.ConfigDict()
-    config.cross_block.blocks = 0  # earlier blocks to which every head attends
-    config.cross_block.which = "latest"  # or first
-    config.hybrid = ml_collections.ConfigDict()  # steps in which gradients cross all boundaries
-    config.hybrid.every = 0  # each so many steps; 0: never
-    config.hybrid.share = 0.0  # of the run, at its end
-    config.hybrid.losses = "last"  # that are backpropagated; or every block's
+    # Number of earlier blocks to which every head attends; 0: off.
+    config.cross_block.blocks = 0
+    # Whether these are the latest blocks before it or the first of the encoder.
+    config.cross_block.which = "latest"
+    # Steps in which gradients cross all boundaries.
+    config.hybrid = ml_collections.ConfigDict()
+    # One in so many steps crosses; 0: none does.
+    config.hybrid.every = 0
+    # Share of the run, at its end, in which all steps cross.
+    config.hybrid.share = 0.0
+    # Whether the last block's loss is backpropagated through all blocks, or every block's.
+    config.hybrid.losses = "last"
+    # Local losses that reach across a boundary.
     config.overlap = ml_collections.ConfigDict()
-    config.overlap.window = 1  # blocks that a local loss trains; 2: also the one below
-    config.overlap.alternate = False  # in every other step boundaries lie in the middle of blocks
-    # sequential: one block after the other, each for its part of the steps, on frozen ones below
+    # Blocks that a local loss trains; 2: its own and the one below.
+    config.overlap.window = 1
+    # In every other step boundaries lie in the middle of blocks.
+    config.overlap.alternate = False
+    # sequential: one block after the other, each for its part of the steps, on frozen blocks below.
     config.schedule = "simultaneous"
 
-    # Where the encoder comes from: a workdir, a folder that was exported or a file of weights; default: random numbers.
+    # Where the encoder comes from: a workdir, an exported folder or a file of weights. Default: random numbers.
     config.backbone = config_dict.placeholder(str)
-    config.depth_blocks = config_dict.placeholder(int)  # the first so many blocks of that run
-    config.grow = False  # layers above those of the backbone start from random numbers
-    config.from_scratch = False  # random numbers all the same, in an encoder of the same size
-    # The last so many blocks learn, 0 for heads only; default: all.
+    # How many of that run's blocks are taken, from the first. Default: all.
+    config.depth_blocks = config_dict.placeholder(int)
+    # The model is deeper than the backbone, and the layers above it start from random numbers.
+    config.grow = False
+    # Random numbers all the same, in an encoder of the backbone's size: the baseline.
+    config.from_scratch = False
+    # How many of the last blocks learn; 0: heads only. Default: all.
     config.tune_blocks = config_dict.placeholder(int)
 
+    # The encoder.
     config.model = model = ml_collections.ConfigDict()
-    # ti, s, b, l, h; of text also gpt2, gpt2-medium, gpt2-large, gpt2-xl; the fields below override it
+    # A size by name. The fields model.width, model.depth and model.heads override it.
     model.preset = "ti"
+    # Side of the images in pixels.
     model.image_size = 32
+    # Side of a patch in pixels, which must divide the image's.
     model.patch_size = 4
+    # Width of the tokens. Default: the preset's.
     model.width = config_dict.placeholder(int)
+    # Number of layers. Default: the preset's.
     model.depth = config_dict.placeholder(int)
+    # Heads of the attention, which must divide the width. Default: the preset's.
     model.heads = config_dict.placeholder(int)
+    # Width of the MLP's hidden layer, as a multiple of the model's width.
     model.mlp_ratio = 4.0
-    model.unroll = 1  # layers per turn of the loop over layers
-    model.freeze_embedding = False  # keep the patch embedding as it starts, as MoCo v3 does
-    # Positions are parameters, which start as the fixed ones; so they are at another image_size than the backbone's.
+    # Layers per turn of the loop over layers; more compile longer, and may run faster.
+    model.unroll = 1
+    # The patch embedding stays as it starts, as in MoCo v3.
+    model.freeze_embedding = False
+    # Positions are parameters, which start as the fixed sin-cos ones. Positions are also learned where image_size is
+    # not the backbone's.
     model.learned_positions = False
-    model.norm_epsilon = 1e-6  # of every LayerNorm in the encoder
-    model.zero_residuals = False  # every layer starts as the identity
-    # Of text:
-    model.context = config_dict.placeholder(int)  # tokens of a sequence; default: 256
-    model.vocabulary = config_dict.placeholder(int)  # default: the tokenizer's
-    model.positions = "rotary"  # or learned
-    model.norm = "layer_norm"  # or rms_norm, as in Llama
-    model.mlp = "gelu"  # or swiglu, as in Llama
-    model.bias = True  # of dense layers
-    model.tied = False  # the embedding is the readout of every block
+    # Epsilon of every LayerNorm in the encoder.
+    model.norm_epsilon = 1e-6
+    # Every layer starts as the identity.
+    model.zero_residuals = False
+    # Tokens of a sequence. Default: 256.
+    model.context = config_dict.placeholder(int)
+    # Number of different tokens. Default: the tokenizer's.
+    model.vocabulary = config_dict.placeholder(int)
+    # Rotary positions, or learned ones.
+    model.positions = "rotary"
+    # LayerNorm, or RMSNorm as in Llama.
+    model.norm = "layer_norm"
+    # An MLP with GELU, or with SwiGLU as in Llama.
+    model.mlp = "gelu"
+    # Dense layers have a bias.
+    model.bias = True
+    # The embedding is also the readout of every block.
+    model.tied = False
 
+    # What is hidden from the encoder.
     config.mask = ml_collections.ConfigDict()
-    config.mask.ratio = config_dict.placeholder(
-        float
-    )  # default: 0.75 for mae, BEiT's share for beit, BERT's 0.15 for masked_token
-    config.mask.schedule = (
-        "constant"  # linear:0.9 (ratio of the last block), or a ratio for each block
-    )
+    # Share of the patches or tokens that is masked. Default: 0.75 for `mae`, BEiT's share for `beit`, BERT's 0.15 for
+    # masked_token.
+    config.mask.ratio = config_dict.placeholder(float)
+    # `constant`; linear:0.9, which rises to this ratio in the last block; or a ratio for each block, with commas.
+    config.mask.schedule = "constant"
 
+    # The heads of `mae`.
     config.decoder = decoder = ml_collections.ConfigDict()
-    decoder.kind = "cross_attention"  # or self_attention, MAE's own
+    # cross_attention: masked positions attend to visible tokens. self_attention: MAE's own decoder.
+    decoder.kind = "cross_attention"
+    # Layers of each decoder.
     decoder.depth = 1
+    # Width of each decoder.
     decoder.width = 192
-    decoder.heads = config_dict.placeholder(int)  # default: 32 channels a head, as in MAE
-    decoder.fraction = 1 / 3  # part of the masked patches that is decoded each step
-    decoder.block_fractions = config_dict.placeholder(
-        str
-    )  # of each block, with commas between; mae under blockwise
+    # Heads of the decoder's attention. Default: 32 channels a head, as in MAE.
+    decoder.heads = config_dict.placeholder(int)
+    # Part of the masked patches that is decoded in each step.
+    decoder.fraction = 1 / 3
+    # The same for each block, with commas between, under strategy=blockwise.
+    decoder.block_fractions = config_dict.placeholder(str)
 
+    # Of the local losses.
     config.loss = ml_collections.ConfigDict()
-    config.loss.normalize_pixels = True  # each target patch to zero mean and unit variance
-    # Of mae: xla, pallas (the platform's kernel), and more in blockjax.kernels.masked_reconstruction; default: what was
-    # measured to be best.
+    # Each target patch is given zero mean and unit variance (`mae`).
+    config.loss.normalize_pixels = True
+    # What computes the loss of `mae`; `pallas` is the platform's kernel. Default: what was measured to be best.
     config.loss.implementation = config_dict.placeholder(str)
-    config.loss.temperature = config_dict.placeholder(float)  # of simclr and moco
-    config.loss.off_diagonal = config_dict.placeholder(float)  # of barlow_twins: λ
-    # Of text: tokens of each sequence whose logits are in memory at a time; default: as many as make 2^24 logits.
+    # Temperature of `simclr` and `moco`. Default: the objective's.
+    config.loss.temperature = config_dict.placeholder(float)
+    # Weight λ of the off-diagonal terms of barlow_twins. Default: the objective's.
+    config.loss.off_diagonal = config_dict.placeholder(float)
+    # Tokens of each sequence whose logits are in memory at a time. Default: as many as make 2^24 logits.
     config.loss.chunk = config_dict.placeholder(int)
 
+    # What a block owns for its loss.
     config.head = ml_collections.ConfigDict()
-    config.head.shared = False  # one head for all blocks
-    config.head.trained_by = "all"  # blocks, by the mean of their gradients; or last, as in SOLO
-    config.head.refresh = 1  # trained by last: steps between copies of it, which the others read
-    # Of objectives that look at whole images or tiles:
-    config.head.readout = config_dict.placeholder(str)  # cbe_gap, gap, cls
-    config.head.expansion = config_dict.placeholder(int)  # width of the readout cbe_gap
-    config.head.hidden = config_dict.placeholder(int)  # width of hidden layers
-    config.head.width = config_dict.placeholder(int)  # of a projector's output, or of a tile's part
+    # One head for all blocks.
+    config.head.shared = False
+    # all: the shared head learns from all blocks, by the mean of their gradients. last: from the last one, as in SOLO.
+    config.head.trained_by = "all"
+    # With trained_by=last: steps between copies of the head, which the other blocks read.
+    config.head.refresh = 1
+    # How a block's tokens become one vector, for objectives that look at whole images or tiles. Default: the
+    # objective's.
+    config.head.readout = config_dict.placeholder(str)
+    # Width to which the readout cbe_gap expands tokens. Default: the objective's.
+    config.head.expansion = config_dict.placeholder(int)
+    # Width of the hidden layers of projectors and predictors. Default: the objective's.
+    config.head.hidden = config_dict.placeholder(int)
+    # Width of a projector's output, or of a tile's part. Default: the objective's.
+    config.head.width = config_dict.placeholder(int)
 
+    # Of `simclr`, `moco`, `byol`, barlow_twins and `vicreg`.
     config.views = ml_collections.ConfigDict()
-    config.views.recipe = config_dict.placeholder(str)  # augmentations of two-view objectives
+    # The augmentations that make two views of an image. Default: the objective's.
+    config.views.recipe = config_dict.placeholder(str)
 
-    config.momentum = momentum = ml_collections.ConfigDict()  # of moco and byol
-    momentum.decay = config_dict.placeholder(float)  # of the average at the first step
-    momentum.steps = config_dict.placeholder(int)  # until 1; default: the run's; queue: never
-    momentum.queue = 0  # keys in the queue of moco, which then is v2; 0 is MoCo v3, which has none
+    # Averages of parameters, of `moco` and `byol`.
+    config.momentum = momentum = ml_collections.ConfigDict()
+    # Decay of the average at the first step. Default: the objective's.
+    momentum.decay = config_dict.placeholder(float)
+    # Steps until the decay is 1. Default: those of the run; with a queue the decay stays as it is.
+    momentum.steps = config_dict.placeholder(int)
+    # Keys in the queue of `moco`, which then is v2. 0: MoCo v3, which has none.
+    momentum.queue = 0
 
-    config.tiles = tiles = ml_collections.ConfigDict()  # of jigsaw and context
-    tiles.image_size = config_dict.placeholder(int)  # to which images are resized first
-    tiles.crop = config_dict.placeholder(int)  # side of the random crop that is cut in 3 x 3 cells
-    tiles.size = config_dict.placeholder(int)  # side of a tile, cut at random from its cell
-    tiles.gray = 0.66  # share of images that lose their colours
-    tiles.permutations = 1000  # classes of jigsaw
-    tiles.permutation_set = "pgl"  # or greedy_mean, the historical one
-    tiles.per_image = 8  # permutations of an image in a step
+    # Tiles of an image, of `jigsaw` and `context`.
+    config.tiles = tiles = ml_collections.ConfigDict()
+    # Shorter side to which images are resized first. Default: by model.image_size.
+    tiles.image_size = config_dict.placeholder(int)
+    # Side of the random crop that is cut into 3 x 3 cells. Default: by model.image_size.
+    tiles.crop = config_dict.placeholder(int)
+    # Side of a tile, cut at random from its cell. Default: by model.image_size.
+    tiles.size = config_dict.placeholder(int)
+    # Share of images that lose their colours.
+    tiles.gray = 0.66
+    # Number of permutations, the classes of `jigsaw`.
+    tiles.permutations = 1000
+    # How they are chosen. pgl: from a group, so that two differ in at least 6 places. greedy_mean: as in the papers.
+    tiles.permutation_set = "pgl"
+    # Permutations of each image in a step.
+    tiles.per_image = 8
 
-    config.tokenizer = tokenizer = ml_collections.ConfigDict()  # of beit
-    tokenizer.kind = "kmeans"  # kmeans_norm, exemplar
+    # Visual tokens, of `beit`. (For the tokenizer of text see data.tokenizer.)
+    config.tokenizer = tokenizer = ml_collections.ConfigDict()
+    # How the vocabulary is made of patches. kmeans: centroids. kmeans_norm: centroids of normalised patches. exemplar:
+    # patches drawn at random.
+    tokenizer.kind = "kmeans"
+    # Size of the vocabulary. Default: the objective's.
     tokenizer.codes = config_dict.placeholder(int)
-    tokenizer.examples = 5000  # at most so many training images to fit it to
+    # Training images to which it is fitted, at most.
+    tokenizer.examples = 5000
 
-    config.classifier = classifier = ml_collections.ConfigDict()  # of classification
-    classifier.classes = config_dict.placeholder(int)  # default: those of the data
-    classifier.pool = 1  # the head reads the means over a pool x pool grid; 1: the mean of all
-    classifier.drop_path = 0.0  # rises to this with the layers; under blockwise the same in all
+    # Of `classification`, the objective of fine-tuning.
+    config.classifier = classifier = ml_collections.ConfigDict()
+    # Number of classes. Default: those of the data.
+    classifier.classes = config_dict.placeholder(int)
+    # The head reads the means of tokens over a pool x pool grid; 1: the mean of all.
+    classifier.pool = 1
+    # Greatest share of images for which a branch of a layer is left out. It rises from 0 at the first layer; under
+    # blockwise it is the same in all.
+    classifier.drop_path = 0.0
+    # Share of each target that all classes get alike.
     classifier.label_smoothing = 0.0
-    classifier.mixup = 0.0  # alpha; 0: none
+    # Alpha of the share by which two images are mixed (mixup); 0: none.
+    classifier.mixup = 0.0
+    # Alpha of the share that is cut from another image (CutMix); 0: none.
     classifier.cutmix = 0.0
-    classifier.erase = 0.0  # share of images
+    # Share of the images of which a rectangle is replaced by noise.
+    classifier.erase = 0.0
 
+    # Where examples come from, and what happens to them.
     config.data = data = ml_collections.ConfigDict()
-    # tfds:NAME, folder:PATH, arrays:FILE.npz; of text text:stdlib, text:PATH, tfds:NAME
+    # Images: `embedded`, embedded:scenes, tfds:NAME, folder:PATH or arrays:FILE.npz. Text: text:stdlib, text:PATH or
+    # tfds:NAME.
     data.source = "embedded"
-    data.tokenizer = config_dict.placeholder(str)  # of text, a tokenizer.json; default: bytes
-    data.dir = config_dict.placeholder(
-        str
-    )  # of TFDS; default $TFDS_DATA_DIR or ~/tensorflow_datasets
+    # A tokenizer.json. Default: bytes.
+    data.tokenizer = config_dict.placeholder(str)
+    # Directory of TFDS data sets. Default: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+    data.dir = config_dict.placeholder(str)
+    # The split that is trained on, or a slice of it such as `train[:10%]`.
     data.train_split = "train"
+    # The split that is held out, on which probes are measured.
     data.test_split = "test"
-    data.fraction = 1.0  # of each class's training images
+    # Share of each class's training images.
+    data.fraction = 1.0
+    # Half of the images are mirrored.
     data.flip = True
-    data.crop_scale = (0.2, 1.0)  # area of the random resized crop; (1.0, 1.0) is no crop
-    data.shift = 0  # largest random shift in pixels
-    data.workers = 0  # decoding processes; 0: threads
-    data.on_corrupt = "skip"  # or error
+    # Range of the area of the random resized crop; (1.0, 1.0) is no crop.
+    data.crop_scale = (0.2, 1.0)
+    # Largest random shift in pixels.
+    data.shift = 0
+    # Processes that decode; 0: threads of this one.
+    data.workers = 0
+    # What happens at an image that cannot be decoded.
+    data.on_corrupt = "skip"
 
+    # Of every block and head.
     config.optimizer = optimizer = ml_collections.ConfigDict()
-    optimizer.name = "adamw"  # adafactor, lamb, lars, lion, muon, sgd
-    optimizer.in_host_memory = False  # its states of layers, of strategy end_to_end
-    optimizer.base_learning_rate = 1.5e-4  # for 256 images; scaled with the batch size
-    # Length of the warm-up; the steps count where both are given. Default: 5 % of the steps, MAE's 40 of 800 epochs.
+    # Which optimizer.
+    optimizer.name = "adamw"
+    # The optimizer states of layers are in host memory, under strategy=end_to_end.
+    optimizer.in_host_memory = False
+    # Learning rate for a batch of 256, scaled in proportion to the batch size.
+    optimizer.base_learning_rate = 1.5e-4
+    # Length of the warm-up in steps, which counts where warmup_share is given too. Default: 5 % of the steps, MAE's 40
+    # of 800 epochs.
     optimizer.warmup_steps = config_dict.placeholder(int)
-    optimizer.warmup_share = config_dict.placeholder(float)  # of the steps
+    # Length of the warm-up as a share of the steps.
+    optimizer.warmup_share = config_dict.placeholder(float)
+    # Of matrices only: no biases, norms or mask tokens.
     optimizer.weight_decay = 0.05
+    # Decay of the first moment.
     optimizer.b1 = 0.9
+    # Decay of the second moment.
     optimizer.b2 = 0.95
-    optimizer.layer_decay = 1.0  # of the learning rate, from layer to layer towards the input
-    # What multiplies the learning rate of each block and its head, with commas between; the stem goes with block 1.
+    # Factor of the learning rate from layer to layer, towards the input.
+    optimizer.layer_decay = 1.0
+    # Factors of the learning rate of each block and its head, with commas between; the stem goes with block 1.
     optimizer.block_rates = config_dict.placeholder(str)
-    optimizer.clip = 0.0  # largest gradient norm of a block; 0: no clipping
+    # Largest gradient norm of a block; 0: no clipping.
+    optimizer.clip = 0.0
 
+    # How devices are used. -1 means all that the other axes leave.
     config.mesh = ml_collections.ConfigDict()
-    config.mesh.data = -1  # devices over which images are split; -1: the rest
-    config.mesh.fsdp = 1  # devices over which images and states are split
-    config.mesh.block = 1  # stages over which `pipelined` spreads the blocks
+    # Devices over which the batch is split.
+    config.mesh.data = -1
+    # Devices over which batch and states are split.
+    config.mesh.fsdp = 1
+    # Stages over which strategy=pipelined spreads the blocks.
+    config.mesh.block = 1
 
+    # Several batches in one program.
     config.pipeline = ml_collections.ConfigDict()
-    # Batches of one program, which all wait on the device. Under `pipelined` those from filling to draining the
-    # pipeline, by default 8 for each stage; else those on which a block trains before the next one does, by default 1.
+    # Batches (M) of one program, which all wait on the device. Under `pipelined`: from filling to draining the
+    # pipeline, by default 8 for each stage. Else: those on which a block trains before the next one does, by default 1.
     config.pipeline.batches = config_dict.placeholder(int)
-    config.pipeline.host_streams = (
-        False  # of blocks that stay: the batches' streams wait in host memory
-    )
+    # Where blocks stay for several batches, what they send waits in host memory.
+    config.pipeline.host_streams = False
 
+    # Checkpoints in the workdir.
     config.checkpoint = ml_collections.ConfigDict()
-    config.checkpoint.every = config_dict.placeholder(int)  # steps; default: a tenth of the run
+    # Steps between checkpoints. Default: a tenth of the run.
+    config.checkpoint.every = config_dict.placeholder(int)
+    # How many of the newest are kept.
     config.checkpoint.keep = 2
 
+    # What metrics.jsonl gets.
     config.log = ml_collections.ConfigDict()
-    config.log.every = 10  # steps
-    # Steps between looks at how features of different images differ, each at the next step that is logged; 0: never.
+    # Steps between lines.
+    config.log.every = 10
+    # Steps between measurements of how the features of different images differ, each at the next logged step; 0: never.
     config.log.monitor_every = 100
 
+    # Probes of every block at the end of a run.
     config.probe = probe = ml_collections.ConfigDict()
-    probe.train_examples = 20_000  # at most so many images to learn a probe from
-    probe.test_examples = 10_000  # and to test it; classifiers that were trained are tested on all
-    probe.pool = 2  # a feature is the block's tokens averaged over a pool x pool grid
+    # Images to learn a probe from, at most.
+    probe.train_examples = 20_000
+    # Images to test it on, at most. Classifiers that were trained are tested on all.
+    probe.test_examples = 10_000
+    # A feature is the block's tokens averaged over a pool x pool grid.
+    probe.pool = 2
     return config

@@ -28,6 +28,12 @@ def set_field(config: ml_collections.ConfigDict, field: str, value: Any) -> None
 
     Raises:
       ValueError: there is no such field.
+
+    Examples:
+      >>> config = default_config()
+      >>> set_field(config, "model.depth", 8)
+      >>> config.model.depth
+      8
     """
     check_field(config, field)
     *groups, name = field.split(".")

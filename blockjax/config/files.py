@@ -85,6 +85,12 @@ def load_config(config: str) -> ml_collections.ConfigDict:
 
     Raises:
       ValueError: there is no such file or name, it is not a config file, or it fails; says where and why.
+
+    Examples:
+      >>> load_config("quickstart").objective
+      'mae'
+      >>> load_config("bim:model=b16,blocks=6").blocks
+      6
     """
     path, _, argument = find_config(config).partition(":")
     if not path.endswith(".py"):

@@ -14,14 +14,14 @@ from blockjax.models.vit import PRESETS
 from blockjax.objectives import OBJECTIVES, TASKS, TEXT_OBJECTIVES
 
 # By field or group of fields.
-_OF_IMAGES = (
+OF_IMAGES = (
     *("model.image_size", "model.patch_size", "model.freeze_embedding", "model.learned_positions"),
     *("mask.schedule", "decoder", "loss.normalize_pixels", "loss.implementation"),
     *("loss.temperature", "loss.off_diagonal", "views", "momentum", "tiles", "tokenizer"),
     *("head.readout", "head.expansion", "head.hidden", "head.width", "classifier"),
     *("data.flip", "data.crop_scale", "data.shift", "data.on_corrupt", "probe.pool"),
 )
-_OF_TEXT = (
+OF_TEXT = (
     *("model.context", "model.vocabulary", "model.positions", "model.norm", "model.mlp"),
     *("model.bias", "model.tied", "loss.chunk", "data.tokenizer"),
 )
@@ -47,7 +47,7 @@ def check_modality(config: ml_collections.ConfigDict) -> None:
       ValueError: it does; names the field, and the objectives that have it.
     """
     text = is_text(config)
-    others = _OF_IMAGES if text else _OF_TEXT
+    others = OF_IMAGES if text else OF_TEXT
     fitting = ", ".join(OBJECTIVES if text else TEXT_OBJECTIVES)
     for field, (value, default) in _changed(config, others).items():
         raise ValueError(

@@ -38,6 +38,18 @@ def resolve(
 
     Raises:
       ValueError: a field that does not exist, or values that do not fit together; names them and what would fit.
+
+    Examples:
+      >>> from blockjax.config import default_config
+      >>> config = default_config()
+      >>> config.steps, config.blocks = 100, 5
+      >>> resolve(config, devices=1, platform="cpu")
+      Traceback (most recent call last):
+      ...
+      ValueError: blocks 5 does not divide the depth of 12 layers; numbers of blocks that do: 1, 2, 3, 4, 6, 12
+      >>> config.blocks = 6
+      >>> resolve(config, devices=1, platform="tpu").dtype
+      'bfloat16'
     """
     check_fields(config)
     config = config.copy_and_resolve_references()

@@ -32,6 +32,21 @@ def knn_accuracies(
 
     Similarity is the cosine; the k nearest vote for their classes with the weight exp(similarity / 0.07). Where there
     are fewer than k, all vote.
+
+    Args:
+      train_features: [N, F].
+      train_labels: int [N].
+      test_features: [M, F].
+      test_labels: int [M].
+      classes: number of classes.
+      neighbours: the k.
+
+    Examples:
+      >>> directions = np.eye(3, 8, dtype=np.float32)
+      >>> labels = np.arange(60) % 3
+      >>> train, test = directions[labels], 2 * directions[labels[:30]]
+      >>> knn_accuracies(train, labels, test, labels[:30], classes=3, neighbours=(1, 20))
+      [1.0, 1.0]
     """
     most = min(max(neighbours), len(train_features))
     # One part of the bank is on the device at a time; all its parts have one shape.

@@ -26,6 +26,11 @@ def block_key(rng: jax.Array, step: jax.Array | int, block: jax.Array | int) -> 
       rng: the run's key.
       step: from 0.
       block: from 1; 0 is the objective's `prepare`.
+
+    Examples:
+      >>> run = jax.random.key(0)
+      >>> bool(block_key(run, step=3, block=1) == block_key(run, step=3, block=2))
+      False
     """
     return jax.random.fold_in(jax.random.fold_in(rng, step), block)
 
@@ -101,6 +106,21 @@ def block_update(
 
     Returns:
       The new state, the outgoing stream, and metrics: `loss`, `gradient_norm` (before clipping) and the loss's own.
+
+    Examples:
+      A block that scales its stream, and is told to double it:
+
+      >>> from blockjax.strategies import init_block_state
+      >>> block = Block(
+      ...     forward=lambda params, stream, rng: params["scale"] * stream,
+      ...     loss=lambda params, stream, targets, rng: (jnp.mean((stream - targets) ** 2), {}),
+      ...     optimizer=optax.sgd(0.25),
+      ... )
+      >>> state = init_block_state(block.optimizer, {"scale": jnp.float32(1.0)})
+      >>> x = jnp.ones(4)
+      >>> state, out, metrics = block_update(block, state, x, 2 * x, jax.random.key(0))
+      >>> float(metrics["loss"]), float(state.params["scale"])
+      (1.0, 1.5)
     """
     stream = jax.lax.stop_gradient(stream)
     extra = _begun(block, state)

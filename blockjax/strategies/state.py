@@ -58,6 +58,11 @@ def init_state(
       optimizer: that of the blocks; each block, and the stem, gets a state of its own.
       blocks: parameters of all blocks, every leaf with a leading axis of size K.
       stem: the stem's parameters, if there is one.
+
+    Examples:
+      >>> state = init_state(optax.adam(1e-3), {"kernel": jnp.zeros((4, 8, 8))})
+      >>> jax.tree.map(jnp.shape, state.blocks.params), int(state.step)
+      ({'kernel': (4, 8, 8)}, 0)
     """
     return TrainState(
         step=jnp.zeros((), jnp.int32),

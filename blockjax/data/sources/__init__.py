@@ -29,6 +29,17 @@ def open_source(spec: str, split: str, data_dir: str | None = None) -> Source:
     Raises:
       DatasetUnavailable: the TFDS data set is unknown or not prepared.
       ValueError: `spec` or `split` does not name anything that can be read.
+
+    Examples:
+      >>> import pathlib, tempfile
+      >>> import numpy as np
+      >>> folder = tempfile.TemporaryDirectory()
+      >>> file = pathlib.Path(folder.name) / "images.npz"
+      >>> np.savez(file, train_images=np.zeros((20, 8, 8), np.uint8), train_labels=np.arange(20) % 2)
+      >>> source = open_source(f"arrays:{file}", "train")  # a tenth is held out
+      >>> len(source), source.labelled, source[0]["image"].shape
+      (18, True, (8, 8))
+      >>> folder.cleanup()
     """
     kind, _, rest = spec.partition(":")
     if kind == "embedded" and spec in _EMBEDDED:

@@ -68,6 +68,14 @@ def masked_reconstruction_loss(
 
     Raises:
       ValueError: shapes or dtypes do not fit, or the implementation is unknown.
+
+    Examples:
+      Two patches of three values, of which the first counts:
+
+      >>> predictions, targets = jnp.zeros((2, 3)), jnp.float32([[1, 2, 2], [9, 9, 9]])
+      >>> mask = jnp.float32([1, 0])
+      >>> float(masked_reconstruction_loss(predictions, targets, mask, normalize=False))
+      3.0
     """
     _check(predictions.shape, predictions.dtype, targets, mask, implementation)
     static, *operands = _prepare(
