@@ -63,6 +63,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.overlap.alternate = False  # in every other step boundaries lie in the middle of blocks
     # sequential: one block after the other, each for its part of the steps, on frozen ones below
     config.schedule = "simultaneous"
+    # Of your own, module:Name with commas between; objective, strategy, decoder.kind and data.source take one, too.
+    config.techniques = config_dict.placeholder(str)
 
     # Where the encoder comes from: a workdir, a folder that was exported or a file of weights; default: random numbers.
     config.backbone = config_dict.placeholder(str)
@@ -166,7 +168,7 @@ def default_config() -> ml_collections.ConfigDict:
     classifier.erase = 0.0  # share of images
 
     config.data = data = ml_collections.ConfigDict()
-    # tfds:NAME, folder:PATH, arrays:FILE.npz; of text text:stdlib, text:PATH, tfds:NAME
+    # tfds:NAME, folder:PATH, arrays:FILE.npz, module:Name:ARGUMENT; of text text:stdlib, text:PATH, tfds:NAME
     data.source = "embedded"
     data.tokenizer = config_dict.placeholder(str)  # of text, a tokenizer.json; default: bytes
     data.dir = config_dict.placeholder(
