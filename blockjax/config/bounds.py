@@ -4,7 +4,7 @@ import ml_collections
 
 from blockjax.checks import INT32, UINT32, Bound, check_bounds
 from blockjax.config import coupling
-from blockjax.objectives import TASKS
+from blockjax.objectives import TASKS, find_task
 
 _COUNT = Bound(1, INT32)
 _SHARE = Bound(0, 1)
@@ -68,7 +68,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
       ValueError: one is out of bounds, NaN or infinite; names the field and what it may be.
     """
     bounds = BOUNDS | coupling.BOUNDS
-    for task in TASKS.values():
+    for task in (*TASKS.values(), find_task(config.objective)):
         bounds |= task.bounds
     check_bounds({field: _value(config, field) for field in bounds}, bounds)
 

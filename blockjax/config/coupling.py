@@ -3,7 +3,8 @@
 import ml_collections
 
 from blockjax.checks import Bound, one_of
-from blockjax.objectives import TASKS
+from blockjax.config.defaults import STRATEGIES
+from blockjax.objectives import TASKS, find_task
 from blockjax.strategies import END_TO_END
 from blockjax.techniques import CONSISTENCIES, TEACHERS, WHICH
 
@@ -109,6 +110,11 @@ def check_stay(config: ml_collections.ConfigDict) -> None:
     if batches == 1 or config.strategy == "pipelined":
         return
     given = f"pipeline.batches={batches} lets a block train on {batches} batches before the next one does"
+    if config.strategy not in STRATEGIES:
+        raise ValueError(
+            f"{given}, and strategy={config.strategy} is a driver for one batch; set pipeline.batches=1, or "
+            "strategy=blockwise"
+        )
     if config.strategy in END_TO_END:
         raise ValueError(
             f"{given}, and under strategy={config.strategy} gradients come back through all layers for each batch; set "
@@ -127,7 +133,7 @@ def check_stay(config: ml_collections.ConfigDict) -> None:
 
 def _check_distillation(config):
     chosen = config.distillation
-    if TASKS[config.objective].predicted_width is None:
+    if find_task(config.objective).predicted_width is None:
         fitting = ", ".join(name for name, task in TASKS.items() if task.predicted_width)
         raise ValueError(
             f"distillation.weight={chosen.weight:g}: heads learn what another block makes of masked patches, and "
@@ -153,6 +159,11 @@ def _check_loops(config):
     crossing = [text for text in couplings(config) if text.startswith(_DRIVEN)]
     if not crossing:
         return
+    if config.strategy not in STRATEGIES:
+        raise ValueError(
+            f"{crossing[0]} drives the blocks in a way of its own, and so does strategy={config.strategy}; set "
+            "strategy=blockwise, or leave it out"
+        )
     if config.strategy == "pipelined":
         reasons = {
             "hybrid": "gradients that come back would need a schedule such as 1F1B",
@@ -192,7 +203,7 @@ def _check_trained_by(head):
 
 
 def _check_no_average(config, field, of):
-    task = TASKS[config.objective]
+    task = find_task(config.objective)
     if task.begin is not None or task.finish is not None:
         raise ValueError(
             f"{field}=True: objective={config.objective} keeps an average of each block's {of}; set {field}=False"

@@ -78,6 +78,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.overlap.alternate = False
     # sequential: one block after the other, each for its part of the steps, on frozen blocks below.
     config.schedule = "simultaneous"
+    # Techniques of your own, module:Name separated by commas; objective, strategy, decoder.kind and data.source take
+    # one, too.
+    config.techniques = config_dict.placeholder(str)
 
     # Where the encoder comes from: a workdir, an exported folder or a file of weights. Default: random numbers.
     config.backbone = config_dict.placeholder(str)
@@ -248,7 +251,7 @@ def default_config() -> ml_collections.ConfigDict:
     # Where examples come from, and what happens to them.
     config.data = data = ml_collections.ConfigDict()
     # Images: `embedded`, embedded:scenes, tfds:NAME, folder:PATH or arrays:FILE.npz. Text: text:stdlib, text:PATH or
-    # tfds:NAME.
+    # tfds:NAME. Your own: module:Name:ARGUMENT.
     data.source = "embedded"
     # A tokenizer.json. Default: bytes.
     data.tokenizer = config_dict.placeholder(str)

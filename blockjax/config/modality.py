@@ -11,7 +11,7 @@ from blockjax.data.tokens import load_tokens
 from blockjax.models.layers import MLPS, NORMS
 from blockjax.models.text import POSITIONS, TEXT_PRESETS
 from blockjax.models.vit import PRESETS
-from blockjax.objectives import OBJECTIVES, TASKS, TEXT_OBJECTIVES
+from blockjax.objectives import OBJECTIVES, TEXT_OBJECTIVES, find_task
 
 # By field or group of fields.
 OF_IMAGES = (
@@ -31,8 +31,7 @@ _CONTEXT = 256
 
 def is_text(config: ml_collections.ConfigDict) -> bool:
     """Returns whether a config's objective learns from text."""
-    task = TASKS.get(config.objective)
-    return task is not None and task.modality == "text"
+    return find_task(config.objective).modality == "text"
 
 
 def presets(config: ml_collections.ConfigDict) -> dict[str, tuple[int, int, int]]:

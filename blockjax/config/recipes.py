@@ -6,7 +6,7 @@ import ml_collections
 
 from blockjax.config.defaults import default_config
 from blockjax.config.files import parse_argument
-from blockjax.objectives import OBJECTIVES
+from blockjax.objectives import find_task
 
 _MODEL = r"(ti|s|b|l|h)(\d+)"
 
@@ -45,7 +45,7 @@ def recipe(argument: str | None, objective: str, **imagenet: float) -> ml_collec
     config.objective = objective
     config.strategy = given["strategy"]
     config.blocks = given["blocks"]
-    if not OBJECTIVES[objective].host_crops:
+    if not find_task(objective).host_crops:
         # Views and tiles are cut and mirrored on the device, by recipes of their own.
         config.data.flip, config.data.crop_scale, config.data.shift = False, (1.0, 1.0), 0
     return config

@@ -15,12 +15,14 @@ from blockjax.config.modality import (
     is_text,
     presets,
 )
+from blockjax.extensions import chosen
 from blockjax.kernels.masked_reconstruction import IMPLEMENTATIONS
-from blockjax.models.decoders import DECODERS
+from blockjax.models.decoders import find_decoder
 from blockjax.models.heads import READOUTS
-from blockjax.objectives import TASKS
+from blockjax.objectives import find_task
 from blockjax.sharding.mesh import mesh_shape
 from blockjax.strategies import END_TO_END
+from blockjax.techniques import own_techniques
 
 # Values of a table of positions, 1 GiB: more are no images but slips, which would be killed before anything is checked.
 _POSITIONS = 2**28
@@ -54,12 +56,13 @@ def resolve(
     check_fields(config)
     config = config.copy_and_resolve_references()
     config.unlock()
-    one_of("strategy", config.strategy, STRATEGIES)
+    chosen("strategy", config.strategy, dict.fromkeys(STRATEGIES))
     one_of("remat", config.remat, REMATS)
     one_of("dtype", config.dtype, DTYPES)
     one_of("optimizer.name", config.optimizer.name, OPTIMIZERS)
-    one_of("objective", config.objective, TASKS)
-    one_of("decoder.kind", config.decoder.kind, DECODERS)
+    objective = find_task(config.objective)
+    find_decoder(config.decoder.kind)
+    own_techniques(config)
     if config.loss.implementation is not None:
         one_of("loss.implementation", config.loss.implementation, IMPLEMENTATIONS)
     one_of("data.on_corrupt", config.data.on_corrupt, ("skip", "error"))
@@ -79,7 +82,6 @@ def resolve(
     if is_text(config):
         fill_text(config)
     check_numbers(config)  # as far as they are given: what is open follows from them
-    objective = TASKS[config.objective]
     for field, value in objective.defaults(config).items():
         group, _, name = field.rpartition(".")
         if config[group][name] is None:
@@ -279,7 +281,7 @@ def _check_layers(config):
             "set mask.schedule=constant or strategy=blockwise"
         )
     differs = differing_blocks(config)
-    if config.strategy in ("streamed", "pipelined") and differs:
+    if config.strategy not in ("blockwise", *END_TO_END) and differs:
         raise ValueError(
             f"strategy={config.strategy} runs all blocks in one loop, and {differs}, or set strategy=blockwise"
         )
@@ -325,6 +327,11 @@ def _check_layer_by_layer(config, objective):
         raise ValueError(
             f"optimizer.clip={config.optimizer.clip:g}: {given} updates a layer before the gradients of those below "
             "are made, so the norm of all of them is not known; set optimizer.clip=0, or strategy=end_to_end"
+        )
+    if config.techniques:
+        raise ValueError(
+            f"techniques={config.techniques} changes blocks, and {given} trains layers; leave it out, or set "
+            "strategy=end_to_end"
         )
     if config.noise:
         raise ValueError(

@@ -5,7 +5,7 @@ import ml_collections
 from blockjax.config.coupling import SWITCHES
 from blockjax.config.fields import set_field
 from blockjax.config.resolve import depth, layers_at_once
-from blockjax.objectives import TASKS
+from blockjax.objectives import find_task
 from blockjax.strategies import END_TO_END
 
 # With the same decoder, so that only the training differs. They stand in every comparison of memory.
@@ -37,8 +37,7 @@ OPTIONS = (
 
 def baselines(config: ml_collections.ConfigDict) -> list[str]:
     """Returns those of `BASELINES` that the config's objective can have: microbatches need a mean over images."""
-    objective = TASKS.get(config.objective)
-    if objective is None or objective.means_over_images:
+    if find_task(config.objective).means_over_images:
         return list(BASELINES)
     return [variant for variant in BASELINES if "accumulate" not in variant]
 

@@ -21,7 +21,7 @@ from blockjax.learner.optimizer import (
 from blockjax.learner.programs import programs
 from blockjax.models.text import TextEncoder
 from blockjax.models.vit import ViT
-from blockjax.objectives import TASKS
+from blockjax.objectives import find_task
 from blockjax.sharding.rules import split_as_parameters
 from blockjax.strategies import END_TO_END, Block, host_loop
 from blockjax.techniques import make_techniques, with_noise
@@ -29,7 +29,7 @@ from blockjax.techniques import make_techniques, with_noise
 
 def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
     """Puts a resolved config (see `blockjax.config.resolve`) together for a run of `steps` steps."""
-    model, task = config.model, TASKS[config.objective]
+    model, task = config.model, find_task(config.objective)
     vit = _encoder(config, task)
     losses = 1 if config.strategy in END_TO_END else config.blocks
     rows = model.depth if config.strategy == "streamed_end_to_end" else losses
@@ -112,7 +112,13 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
             block = made(own)
         blocks.append(dataclasses.replace(block, cut=_of_visible(cut)) if cut else block)
     parts = {"stem": stem, "prepare": prepare}
-    if any(technique.sweeps for technique in techniques):
+    if sweeping := [type(t).__name__ for t in techniques if t.sweeps]:
+        if stays or config.strategy == "pipelined":
+            raise ValueError(
+                f"{sweeping[0]} looks at all blocks before their updates, and strategy={config.strategy} with "
+                f"pipeline.batches={config.pipeline.batches} has them at different batches; set strategy=blockwise and "
+                "pipeline.batches=1"
+            )
         parts["sweep"] = sweep
     return Learner(
         vit=vit,
@@ -124,7 +130,7 @@ def make_learner(config: ml_collections.ConfigDict, steps: int) -> Learner:
         optimizer=optimizer,
         schedule=schedule,
         **programs(config, blocks, parts, steps),
-        in_host_memory=config.strategy.startswith("streamed"),
+        in_host_memory=config.strategy in ("streamed", "streamed_end_to_end"),
         host_states=config.optimizer.in_host_memory,
         loop=host_loop(blocks, stem=stem, prepare=prepare)
         if config.strategy == "streamed"

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from blockjax.extensions import chosen
 from blockjax.sharding.rules import gathered
 from blockjax.strategies import (
     DRIVERS,
@@ -55,7 +56,7 @@ def programs(
             blocks, **parts, every_loss=True, one_boundary=True, in_host_memory=in_host_memory
         )
     else:
-        first = DRIVERS[config.strategy](blocks, **parts)
+        first = chosen("strategy", config.strategy, DRIVERS)(blocks, **parts)
     if config.overlap.alternate:
         return {
             "train_step": first,

@@ -11,7 +11,7 @@ from blockjax.config.fields import set_field
 from blockjax.learner.build import make_learner
 from blockjax.learner.placement import Placement
 from blockjax.memory.profiles import MIB, DoesNotFit, compile_step
-from blockjax.objectives import TASKS
+from blockjax.objectives import find_task
 from blockjax.sharding.mesh import mesh_shape
 from blockjax.strategies import END_TO_END
 
@@ -31,7 +31,7 @@ def frugal_changes(config: ml_collections.ConfigDict, devices: int) -> list[dict
         if (
             microbatches > config.microbatches
             and config.batch_size % (microbatches * parts) == 0
-            and TASKS[config.objective].takes_microbatches(config)
+            and find_task(config.objective).takes_microbatches(config)
         ):
             changes = {**changes, "microbatches": microbatches}
             found.append(changes)

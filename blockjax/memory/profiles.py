@@ -16,7 +16,7 @@ import ml_collections
 from blockjax import config as config_lib
 from blockjax.learner.build import make_learner
 from blockjax.learner.placement import Placement
-from blockjax.objectives import TASKS
+from blockjax.objectives import find_task
 from blockjax.sharding.memory_spaces import IS_THERE
 from blockjax.sharding.mesh import make_mesh, mesh_shape
 from blockjax.xla.collectives import read_collectives
@@ -149,7 +149,7 @@ def place_config(
     """
     platform = "gpu" if devices[0].platform in ("cuda", "rocm") else devices[0].platform
     config = config_lib.resolve(config, devices=len(devices), platform=platform)
-    if TASKS[config.objective].takes_labels and config.classifier.classes is None:
+    if find_task(config.objective).takes_labels and config.classifier.classes is None:
         raise ValueError("classifier.classes is missing: no data is opened here that would tell")
     steps = config.steps or 1000  # enters the learning rate only
     config_lib.fill_lengths(config, steps)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from blockjax.extensions import chosen
 from blockjax.models.layers import Attention, Layer, Mlp, layer_norm
 from blockjax.models.position import sincos_2d
 
@@ -124,6 +125,15 @@ class SelfAttentionDecoder(Decoder):
 
 
 DECODERS = {"cross_attention": CrossAttentionDecoder, "self_attention": SelfAttentionDecoder}
+
+
+def find_decoder(kind: str) -> type[Decoder]:
+    """Returns the decoder of this kind, or one's own, `module:Name`.
+
+    Raises:
+      ValueError: there is none; says why.
+    """
+    return chosen("decoder.kind", kind, DECODERS, Decoder)
 
 
 def _cross_layer(decoder, queries, context, i):

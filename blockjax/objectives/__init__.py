@@ -1,5 +1,6 @@
 """Objectives: pretext tasks. Each says how images become encoder inputs and targets, and what a block's loss is."""
 
+from blockjax.extensions import chosen
 from blockjax.objectives.classification import Classification
 from blockjax.objectives.masked.beit import Beit
 from blockjax.objectives.masked.mae import MaskedAutoencoder
@@ -34,4 +35,14 @@ TEXT_OBJECTIVES = {"next_token": NextToken, "masked_token": MaskedToken}
 # What a run may train on: pretext tasks of images, labels, and text.
 TASKS = {**OBJECTIVES, "classification": Classification, **TEXT_OBJECTIVES}
 
-__all__ = ["OBJECTIVES", "TASKS", "TEXT_OBJECTIVES", "Objective"]
+
+def find_task(name: str) -> type[Objective]:
+    """Returns the objective of this name, or one's own, `module:Name`.
+
+    Raises:
+      ValueError: there is none; says why.
+    """
+    return chosen("objective", name, TASKS, Objective)
+
+
+__all__ = ["OBJECTIVES", "TASKS", "TEXT_OBJECTIVES", "Objective", "find_task"]

@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from blockjax.extensions import chosen
 from blockjax.models.vit import ViT
 from blockjax.objectives import Objective
 from blockjax.techniques.consistency import Agreement, Prediction
@@ -40,7 +41,27 @@ def make_techniques(
         found.append(
             Prediction(weight, vit.width, vit.dtype) if is_prediction else Agreement(weight)
         )
+    for technique in own_techniques(config):
+        found.append(technique.from_config(config, vit, objective, steps))
     return tuple(found)
 
 
-__all__ = ["CONSISTENCIES", "TEACHERS", "WHICH", "Technique", "make_techniques", "with_noise"]
+def own_techniques(config: ml_collections.ConfigDict) -> list[type[Technique]]:
+    """Returns the classes that `techniques` names, `module:Name` with commas between.
+
+    Raises:
+      ValueError: there is no such class; says why.
+    """
+    names = [name.strip() for name in (config.techniques or "").split(",")]
+    return [chosen("techniques", name, {}, Technique) for name in names if name]
+
+
+__all__ = [
+    "CONSISTENCIES",
+    "TEACHERS",
+    "WHICH",
+    "Technique",
+    "make_techniques",
+    "own_techniques",
+    "with_noise",
+]

@@ -12,7 +12,7 @@ from blockjax.data.sources.text import open_text
 from blockjax.data.text_batches import text_train_batches
 from blockjax.data.train import train_batches
 from blockjax.learner.placement import Placement
-from blockjax.objectives import TASKS
+from blockjax.objectives import find_task
 from blockjax.sharding.mesh import process_rows
 
 
@@ -53,7 +53,7 @@ def count_classes(config: ml_collections.ConfigDict, train: Source, test: Source
       ValueError: one of the sets has no labels, or there are more classes than the config says.
     """
     data, said = config.data, config.classifier.classes
-    if not TASKS[config.objective].takes_labels:
+    if not find_task(config.objective).takes_labels:
         return said
     for source, split in ((train, data.train_split), (test, data.test_split)):
         if not source.labelled:
@@ -62,7 +62,7 @@ def count_classes(config: ml_collections.ConfigDict, train: Source, test: Source
                 "class folders, or data with labels"
             )
     there, tested = _classes(train), _classes(test)
-    bounds = TASKS[config.objective].bounds
+    bounds = find_task(config.objective).bounds
     bounds["classifier.classes"].check(f"the number of classes of {data.source}", there)
     if tested > max(there, said or 0):
         raise ValueError(
@@ -111,7 +111,7 @@ def host_batches(
             rows=rows,
             workers=data.workers,
         )
-    stretched = TASKS[config.objective].stretched_size(side)
+    stretched = find_task(config.objective).stretched_size(side)
     return train_batches(
         source,
         batch_size=config.batch_size,

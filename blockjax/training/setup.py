@@ -9,7 +9,7 @@ from blockjax import config as config_lib
 from blockjax.learner.build import make_learner
 from blockjax.learner.learner import run_key
 from blockjax.learner.placement import Placement
-from blockjax.objectives import TASKS
+from blockjax.objectives import find_task
 from blockjax.sharding.mesh import make_mesh, mesh_shape
 from blockjax.training.claim import claim_workdir
 from blockjax.training.data import count_classes, open_sources
@@ -48,7 +48,7 @@ class Setup:
             config, devices=jax.device_count(), platform=jax.default_backend()
         )
         self.train_source, self.test_source = open_sources(self.config)
-        TASKS[self.config.objective].check_examples(self.config, len(self.train_source))
+        find_task(self.config.objective).check_examples(self.config, len(self.train_source))
         self.config.classifier.classes = count_classes(
             self.config, self.train_source, self.test_source
         )

@@ -8,10 +8,11 @@ from blockjax.data.sources.arrays import ArraysSource
 from blockjax.data.sources.folder import open_folder
 from blockjax.data.sources.source import Source
 from blockjax.data.sources.tfds import TfdsSource, catalogue, open_tfds
+from blockjax.extensions import chosen, source_reference
 
 _PREFIXES = ("tfds", "folder", "arrays")
 _EMBEDDED = ("embedded", "embedded:scenes")
-KINDS = (*_EMBEDDED, "tfds:<name>", "folder:<path>", "arrays:<file.npz>")
+KINDS = (*_EMBEDDED, "tfds:<name>", "folder:<path>", "arrays:<file.npz>", "<module>:<name>")
 
 
 def open_source(spec: str, split: str, data_dir: str | None = None) -> Source:
@@ -20,7 +21,8 @@ def open_source(spec: str, split: str, data_dir: str | None = None) -> Source:
     Args:
       spec: `embedded`, or `embedded:scenes`; `tfds:<name>`, a prepared TFDS data set; `folder:<path>`, with images in
         <path>/<split>/<class>, <path>/<class>, <path>/<split> or <path>; `arrays:<file.npz>`,
-        with uint8 images and, optionally, integer labels.
+        with uint8 images and, optionally, integer labels; or `<module>:<name>:<argument>`, a function or class of your
+        own, which makes a `Source` of the argument ("" where there is none) and the split.
       split: `train`, `test` or another split of the data set, or a slice such as `train[:10%]`.
         Folders and array files without a test part hold out a tenth of each class for it.
       data_dir: the directory of TFDS data sets; None means $TFDS_DATA_DIR or
@@ -45,8 +47,8 @@ def open_source(spec: str, split: str, data_dir: str | None = None) -> Source:
     if kind == "embedded" and spec in _EMBEDDED:
         from blockjax.data import builders
 
-        chosen = builders.EMBEDDED[spec.removeprefix("embedded")]
-        source = TfdsSource(builders.embedded_builder(data_dir, chosen), split)
+        builder = builders.EMBEDDED[spec.removeprefix("embedded")]
+        source = TfdsSource(builders.embedded_builder(data_dir, builder), split)
     elif kind == "tfds" and rest:
         source = open_tfds(rest, split, data_dir)
     elif kind == "folder" and rest:
@@ -58,6 +60,12 @@ def open_source(spec: str, split: str, data_dir: str | None = None) -> Source:
             f"data.source is {spec!r}, which is text, for the objectives on text, next_token and masked_token: set "
             f"objective to one of them, or data.source to one of {', '.join(KINDS)}."
         )
+    elif own := source_reference(spec):
+        source = chosen("data.source", own[0], {})(own[1], split)
+        if not isinstance(source, Source):
+            raise ValueError(
+                f"data.source {own[0]!r} returned {type(source).__name__}, no blockjax.data.sources.source.Source"
+            )
     else:
         raise ValueError(
             f"data.source is {spec!r}, which is none of {', '.join(KINDS)}.{_did_you_mean(spec)}"

@@ -24,6 +24,7 @@ from blockjax.models.vit import ViT
 from blockjax.objectives.masked import tokenizer
 from blockjax.objectives.masked.block_masks import block_masks, min_block_area
 from blockjax.objectives.objective import Objective
+from blockjax.strategies import END_TO_END
 
 PyTree = Any
 
@@ -120,7 +121,7 @@ class Beit(Objective):
         16 x 16 pixels; that many logits for every block are more than a block, so blocks get 2048. Patches of 4 x 4
         pixels have enough in 512.
         """
-        codes = 8192 if config.strategy.endswith("end_to_end") else 2048
+        codes = 8192 if config.strategy in END_TO_END else 2048
         return {
             "mask.ratio": 0.39 if _patches(config) < 196 else 0.384,
             "tokenizer.codes": codes if config.model.patch_size > 8 else 512,

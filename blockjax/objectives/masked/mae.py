@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from blockjax.checks import factors
 from blockjax.kernels.masked_reconstruction import normalize_patches, projected_reconstruction_loss
-from blockjax.models.decoders import DECODERS
+from blockjax.models.decoders import find_decoder
 from blockjax.models.patches import (
     patchify,
     pixel_statistics,
@@ -66,7 +66,7 @@ class MaskedAutoencoder(Objective):
             grid=vit.grid,
             width=vit.width,
             visible=visible_counts(config.mask.ratio, config.mask.schedule, vit.patches, blocks),
-            decoder=DECODERS[decoder.kind](
+            decoder=find_decoder(decoder.kind)(
                 width=decoder.width,
                 depth=decoder.depth,
                 heads=decoder.heads,
