@@ -73,6 +73,7 @@ def test_text_without_choices_is_free(generator):
     }
     assert free == {
         *("backbone", "mask.schedule", "decoder.block_fractions", "optimizer.block_rates"),
+        "techniques",
         *("data.source", "data.tokenizer", "data.dir", "data.train_split", "data.test_split"),
     }
 
