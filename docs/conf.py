@@ -172,10 +172,9 @@ def _leave_out_missing(app, docname, source):
     lines = []
     if docname == "index":
         for line in source[0].splitlines():
-            is_entry = re.fullmatch(r"[a-z_]+(/[a-z_*]+)?", line)
-            if not is_entry or any(
-                any(DOCS.glob(f"{line}{suffix}")) for suffix in (".md", ".ipynb")
-            ):
+            is_entry = re.fullmatch(r"[a-z_]+(/[a-z_]+)?", line)
+            suffixes = (".md", ".ipynb")
+            if not is_entry or any((DOCS / (line + suffix)).exists() for suffix in suffixes):
                 lines.append(line)
         source[0] = "\n".join(lines)
 
