@@ -52,6 +52,7 @@ CHOICES = {
     "data.on_corrupt": ("skip", "error"),
     "optimizer.name": defaults.OPTIMIZERS,
 }
+_OWN = dict.fromkeys(("objective", "strategy", "decoder.kind"), ("or `module:Name` of your own",))
 _KINDS = {bool: "True or False", int: "integer", float: "number", str: "text", tuple: "two numbers"}
 # Groups of one subject that are no group of fields, by their first field.
 _TOP = {
@@ -61,6 +62,7 @@ _TOP = {
         "What ties blocks together on purpose; all are off by default.",
     ),
     "schedule": ("Order of training", ""),
+    "techniques": ("Techniques of your own", ""),
     "backbone": ("Starting from a backbone", "For fine-tuning and for pretraining that goes on."),
 }
 _COUPLINGS = ("consistency", "distillation", "cross_block", "hybrid", "overlap")
@@ -166,7 +168,8 @@ def _row(field):
     default = "*open*" if field.default is None else f"`{field.default}`"
     facts = [_KINDS[field.kind]]
     if field.path in CHOICES:
-        facts = [f"one of {', '.join(f'`{choice}`' for choice in CHOICES[field.path])}"]
+        choices = [f"`{choice}`" for choice in CHOICES[field.path]]
+        facts = [f"one of {', '.join([*choices, *_OWN.get(field.path, ())])}"]
     elif field.path in all_bounds():
         facts.append(all_bounds()[field.path].wanted())
     fact = ", ".join([*facts, *_modality(field.path)])
