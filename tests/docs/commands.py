@@ -288,6 +288,18 @@ def _from_backbone(config):
     config.depth_blocks = None
 
 
+# Configs of which one takes what a sentence sets.
+_BASES = (
+    ("quickstart",),
+    ("text",),
+    ("finetune", "--config.backbone=runs/quickstart"),
+    ("simclr",),
+    ("quickstart", "--config.pipeline.batches=2"),
+    ("quickstart", "--config.strategy=end_to_end"),
+    ("quickstart", "--config.head.shared=True", "--config.head.trained_by=last"),
+)
+
+
 def check_fragment(arguments: list[str]) -> None:
     """Checks a part of a command line, "--config.blocks=8" or "--seeds 0,1": some command and config take it.
 
@@ -311,10 +323,9 @@ def check_fragment(arguments: list[str]) -> None:
         return
     errors = []
     changed = [f"--config.{field}={value}" for field, value in changes.items()]
-    for base in ("quickstart", "text", "finetune", "simclr"):
+    for base in _BASES:
         try:
-            backbone = ["--config.backbone=runs/quickstart"] if base == "finetune" else []
-            call = parsed("main", ["--config", base, *backbone, *changed])
+            call = parsed("main", ["--config", *base, *changed])
             check_config(call.args[0])
             return
         except ValueError as error:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from blockjax.export import export
 from blockjax.training.run import Training
 from tests.docs.pages import ROOT, codes, command_lines, documentation, words
 from tests.tiny import images, marked_data
@@ -80,7 +81,7 @@ def text_run(tmp_path_factory):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, request):
-    """Returns a function that puts the runs which a text names where it says that they are; tests run there."""
+    """Returns a function that puts the runs and exports that a text names where they belong; tests run there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -88,6 +89,8 @@ def place(tmp_path, monkeypatch, request):
         for name, fixture in (("quickstart", "quickstart"), ("text", "text_run")):
             if f"runs/{name}" in text and not (tmp_path / "runs" / name).exists():
                 shutil.copytree(request.getfixturevalue(fixture), tmp_path / "runs" / name)
+        if '"exported"' in text:
+            export(request.getfixturevalue("quickstart"), "huggingface", tmp_path / "exported", 3)
         return tmp_path
 
     with jax.numpy_rank_promotion("allow"):  # as it is for users

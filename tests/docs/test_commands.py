@@ -18,8 +18,9 @@ from blockjax.objectives import OBJECTIVES
 from tests.docs.commands import check, check_fragment
 from tests.docs.pages import ROOT, SHELLS, codes, command_lines, documentation, words
 
+_OF_PARSERS = ROOT / "docs" / "reference" / "commands.md"  # their own help
 PAGES = [
-    *documentation(),
+    *(path for path in documentation() if path != _OF_PARSERS),
     *sorted((ROOT / "results").glob("*.md")),
     *sorted((ROOT / "configs").glob("*.py")),
 ]

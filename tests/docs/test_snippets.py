@@ -27,7 +27,7 @@ def snippets(path):
 
 def page(path):
     found = snippets(path)
-    trains = any("runs/" in code.text for code in found if not code.not_run)
+    trains = any(re.search("runs/|exported", code.text) for code in found if not code.not_run)
     marks = [pytest.mark.slow] if trains else []
     return pytest.param(path, id=str(path.relative_to(ROOT)), marks=marks)
 

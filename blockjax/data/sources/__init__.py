@@ -21,8 +21,8 @@ def open_source(spec: str, split: str, data_dir: str | None = None) -> Source:
     Args:
       spec: `embedded`, or `embedded:scenes`; `tfds:<name>`, a prepared TFDS data set; `folder:<path>`, with images in
         <path>/<split>/<class>, <path>/<class>, <path>/<split> or <path>; `arrays:<file.npz>`,
-        with uint8 images and, optionally, integer labels; or `<module>:<name>:<argument>`, a `Source` of your own, which is
-        called with the argument ("" where there is none) and the split.
+        with uint8 images and, optionally, integer labels; or `<module>:<name>:<argument>`, a `Source` of your own,
+        which is called with the argument ("" where there is none) and the split.
       split: `train`, `test` or another split of the data set, or a slice such as `train[:10%]`.
         Folders and array files without a test part hold out a tenth of each class for it.
       data_dir: the directory of TFDS data sets; None means $TFDS_DATA_DIR or
