@@ -13,11 +13,23 @@ from blockjax.checks import did_you_mean, one_of
 
 # Names modules, with commas between, that a saved config may import.
 VARIABLE = "BLOCKJAX_EXTENSIONS"
+_allowed = set()
 _REFERENCE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
+
+
+def allow(*modules: str) -> None:
+    """Allows saved configs to import these modules, from now on; see `check_allowed`."""
+    _allowed.update(modules)
+
+
+class NotAllowed(ValueError):
+    """A saved config names code of somebody's own that nobody allowed to import."""
 
 
 def chosen(field: str, name: str, known: Mapping[str, Any], base: type | None = None) -> Any:
     """Returns what a name in a config stands for: one of those that are known, or what `module:Name` defines.
+
+    That module is allowed from then on: whoever gives a config wants what it names.
 
     Args:
       field: of the config, for messages.
@@ -34,6 +46,7 @@ def chosen(field: str, name: str, known: Mapping[str, Any], base: type | None = 
     if not match:
         one_of(field, name, [*known, "module:Name of your own"])
     module, given = _imported(field, name, match[1]), f"{field} {name!r}"
+    allow(match[1])
     found = getattr(module, match[2], None)
     if found is None:
         near = did_you_mean(match[2], vars(module))
@@ -67,21 +80,21 @@ def source_reference(spec: str) -> tuple[str, str] | None:
 def check_allowed(names: Iterable[str | None]) -> None:
     """Checks that what a saved config names may be imported: it may come from a stranger.
 
-    Modules that are imported already are allowed, and those in $BLOCKJAX_EXTENSIONS.
+    Allowed are modules in $BLOCKJAX_EXTENSIONS, and those that `allow` or a config of this process named.
 
     Args:
       names: values of fields that may be `module:Name`.
 
     Raises:
-      ValueError: one is of another module; says how to allow it.
+      NotAllowed: one is of another module; says how to allow it.
     """
-    allowed = {*sys.modules, *os.environ.get(VARIABLE, "").split(",")}
+    allowed = {*_allowed, *os.environ.get(VARIABLE, "").split(",")}
     for name in names:
-        match = _REFERENCE.match(name or "")
+        match = _REFERENCE.match((name or "").strip())
         if match and match[1] not in allowed:
-            raise ValueError(
+            raise NotAllowed(
                 f"it names {match[0]}, code that is not blockjax's. If it is yours, put {VARIABLE}={match[1]} in front "
-                f"of the command, or import {match[1]} before"
+                f"of the command, or call blockjax.extensions.allow({match[1]!r})"
             )
 
 

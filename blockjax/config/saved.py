@@ -9,7 +9,7 @@ from blockjax.config.defaults import STRATEGIES
 from blockjax.config.fields import check_fields, flatten, from_json
 from blockjax.config.modality import is_text
 from blockjax.config.resolve import check_sizes
-from blockjax.extensions import check_allowed, chosen
+from blockjax.extensions import NotAllowed, check_allowed, chosen
 from blockjax.objectives import find_task
 
 # Open in a config file, and filled in in every run's.
@@ -17,6 +17,7 @@ _FILLED = (
     *("model.width", "model.depth", "model.heads"),
     *("dtype", "optimizer.warmup_steps", "checkpoint.every"),
 )
+_KINDS = ("embedded", "tfds", "folder", "arrays", "text")  # of `data.source`
 _OF_IMAGES, _OF_TEXT = ("decoder.heads",), ("model.context", "model.vocabulary")
 
 
@@ -39,6 +40,8 @@ def read_saved(path: Path) -> ml_collections.ConfigDict:
         if missing := [field for field in needed if found[field] in (None, "auto")]:
             raise ValueError(f"it lacks {', '.join(missing)}, which the run had")
         check_sizes(config)
+    except NotAllowed as error:
+        raise ValueError(f"{path}: {error}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
@@ -50,4 +53,6 @@ def read_saved(path: Path) -> ml_collections.ConfigDict:
 def _names(config):
     """Returns the values of fields that may name code of a user's own."""
     techniques = (config.techniques or "").split(",")
-    return [config.objective, config.strategy, config.decoder.kind, config.data.source, *techniques]
+    source = config.data.source
+    sources = [] if source.partition(":")[0] in _KINDS else [source]
+    return [config.objective, config.strategy, config.decoder.kind, *techniques, *sources]

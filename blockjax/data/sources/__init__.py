@@ -21,8 +21,8 @@ def open_source(spec: str, split: str, data_dir: str | None = None) -> Source:
     Args:
       spec: `embedded`, or `embedded:scenes`; `tfds:<name>`, a prepared TFDS data set; `folder:<path>`, with images in
         <path>/<split>/<class>, <path>/<class>, <path>/<split> or <path>; `arrays:<file.npz>`,
-        with uint8 images and, optionally, integer labels; or `<module>:<name>:<argument>`, a function or class of your
-        own, which makes a `Source` of the argument ("" where there is none) and the split.
+        with uint8 images and, optionally, integer labels; or `<module>:<name>:<argument>`, a `Source` of your own,
+        which is called with the argument ("" where there is none) and the split.
       split: `train`, `test` or another split of the data set, or a slice such as `train[:10%]`.
         Folders and array files without a test part hold out a tenth of each class for it.
       data_dir: the directory of TFDS data sets; None means $TFDS_DATA_DIR or
@@ -61,11 +61,7 @@ def open_source(spec: str, split: str, data_dir: str | None = None) -> Source:
             f"objective to one of them, or data.source to one of {', '.join(KINDS)}."
         )
     elif own := source_reference(spec):
-        source = chosen("data.source", own[0], {})(own[1], split)
-        if not isinstance(source, Source):
-            raise ValueError(
-                f"data.source {own[0]!r} returned {type(source).__name__}, no blockjax.data.sources.source.Source"
-            )
+        source = chosen("data.source", own[0], {}, Source)(own[1], split)
     else:
         raise ValueError(
             f"data.source is {spec!r}, which is none of {', '.join(KINDS)}.{_did_you_mean(spec)}"
