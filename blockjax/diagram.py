@@ -28,9 +28,22 @@ from blockjax.report.command import begin, check_devices
 from blockjax.report.diagram import THEMES, Network, draw
 from blockjax.workdir.files import write_bytes_atomic
 
-_OPTIMIZERS = {"adamw": "AdamW", "adafactor": "Adafactor", "sgd": "SGD", "lamb": "LAMB", "lars": "LARS"}  # fmt: skip
+_OPTIMIZERS = {
+    "adamw": "AdamW",
+    "adafactor": "Adafactor",
+    "sgd": "SGD",
+    "lamb": "LAMB",
+    "lars": "LARS",
+}
 # What makes a block's update depend on another head in another way than by a gradient, or takes turns.
-_OTHERWISE = ("distillation", "consistency", "head.shared", "hybrid", "schedule", "overlap.alternate")  # fmt: skip
+_OTHERWISE = (
+    "distillation",
+    "consistency",
+    "head.shared",
+    "hybrid",
+    "schedule",
+    "overlap.alternate",
+)
 
 
 def main() -> None:
@@ -46,7 +59,13 @@ def main() -> None:
     add("--config", required=True, help="name or file; --config.FIELD=VALUE changes a field")
     add("--strategy", default="blockwise", help="blockwise or end_to_end, with options, as blockwise+window (default: "
         "blockwise)")  # fmt: skip
-    add("--output", type=Path, required=True, metavar="NAME", help="of NAME.light.svg, NAME.dark.svg")  # fmt: skip
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="NAME",
+        help="of NAME.light.svg, NAME.dark.svg",
+    )
     arguments, rest = parser.parse_known_args()
     begin()
     check_devices()
@@ -141,7 +160,9 @@ def gradients(config: ml_collections.ConfigDict) -> np.ndarray:
         head = jax.tree.map(functools.partial(_changed, row=loss), heads)
         params = {**start.blocks.params, "head": head}
         other_stem, other = trained(start.replace(blocks=start.blocks.replace(params=params)))
-        of_stem = any(_differ(*pair) for pair in zip(*map(_leaves, (stem, other_stem)), strict=True))  # fmt: skip
+        of_stem = any(
+            _differ(*pair) for pair in zip(*map(_leaves, (stem, other_stem)), strict=True)
+        )
         of_blocks = np.zeros(learner.depths, bool)
         for one, two in zip(*map(_of_layers, (blocks, other)), strict=True):
             of_blocks |= (one.reshape(learner.depths, -1) != two.reshape(learner.depths, -1)).any(1)

@@ -197,7 +197,9 @@ def _panel(canvas, network, top):
     canvas.arrow("forward", (_LEFT + _INPUT, middle), (stem_x - 1, middle))
     canvas.box(stem_x, top + _BLOCK_Y, _STEM, 60)
     canvas.text(stem_x + _STEM / 2, top + _BLOCK_Y + 20, "stem", bold=True, size=13)
-    canvas.text(stem_x + _STEM / 2, top + _BLOCK_Y + 36, _short(network.stem), size=11, color="muted")  # fmt: skip
+    canvas.text(
+        stem_x + _STEM / 2, top + _BLOCK_Y + 36, _short(network.stem), size=11, color="muted"
+    )
     canvas.text(stem_x + _STEM / 2, top + _BLOCK_Y + 50, "parameters", size=11, color="muted")
 
     end = stem_x + _STEM
@@ -259,7 +261,9 @@ def _boundary(canvas, network, below, above, end, middle, top):
         canvas.line((end + x) / 2, middle + 12, top + _OPTIMIZER_Y + 28, "gradient")
         return
     names = ",".join(str(network.readers[j] + 1) for j in crossing)
-    canvas.arrow("gradient", (x, middle + 22), (end + 1, middle + 22), name=f"{names}>{boundary + 1}")  # fmt: skip
+    canvas.arrow(
+        "gradient", (x, middle + 22), (end + 1, middle + 22), name=f"{names}>{boundary + 1}"
+    )
     if len(network.reached) > 1:
         text = f"loss {names}" if len(crossing) == 1 else "losses"
         canvas.text((end + x) / 2, middle + 36, text, size=11, color="gradient")
@@ -305,7 +309,9 @@ def _timeline(canvas, network, columns, top):
     height = len(moments) * (_CELL + 2)
     peak = max(map(sum, held(network)))
     canvas.text(_LEFT, top + 9, "Memory over time", size=12, anchor="start")
-    said = f"{peak} of {count} blocks at a time" if peak < count else f"all {count} blocks at the peak"
+    said = (
+        f"{peak} of {count} blocks at a time" if peak < count else f"all {count} blocks at the peak"
+    )
     canvas.text(_LEFT, top + 26, said, size=12, anchor="start", bold=True)
     time_x = columns[0][1] - 22
     canvas.arrow("time", (time_x, top), (time_x, top + height - 2))
