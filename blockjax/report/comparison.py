@@ -5,10 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> str:
     """Returns rows of `blockjax.compare.compare` as a table, and a second one over seeds where there are several.
 
     Losses and probes of blocks are in order of depth.
+
+    Args:
+      rows: the runs.
+      columns: headings of those to show; default all.
+
+    Raises:
+      ValueError: there is no such column.
     """
     fields, labels, targets = _columns(rows)
     head = (
@@ -27,7 +34,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         *("GFLOP a step", "seconds"),
         *(f"{target} MiB: scratch, total" for target in targets),
     )
-    lines = _head(head)
+    shown = head if columns is None else tuple(columns)
+    for name in shown:
+        if name not in head:
+            raise ValueError(f"there is no column {name!r}; there are {', '.join(head)}")
+    lines = _head(shown)
     for row in rows:
         cells = [row["config"], row["strategy"], *_swept(row, fields), str(row["seed"])]
         cells += [f"{row['steps']} x {row['batch_size']}"]
@@ -38,6 +49,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         cells += [_figures([tuned.get(label)], 3) for label in labels]
         cells += [_figures([row.get("gflops")], 1), _figures([row.get("seconds")], 0)]
         cells += [_figures(row.get("memory", {}).get(target, [None]), 0) for target in targets]
+        cells = [cells[head.index(name)] for name in shown]
         lines.append("| " + " | ".join(cells) + " |")
     if rows and rows[0]["probes"]:
         pixels = rows[0]["probes"][0]

@@ -24,8 +24,7 @@ from blockjax.data.sources.splits import (
 STDLIB = "stdlib"
 # Python's own modules; neither what is installed beside them nor their tests, which are data as much as text.
 _NOT_STDLIB = frozenset(
-    {"site-packages", "dist-packages", "sitecustomize.py", "__pycache__"}
-    | {"test", "tests", "idle_test"}
+    {"site-packages", "dist-packages", "sitecustomize.py", "test", "tests", "idle_test"}
 )
 _BUILT = ("config-", "_sysconfigdata")  # written when Python was built, with paths of that machine
 _BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}

@@ -160,5 +160,6 @@ def _is_image(name: str) -> bool:
 
 def visible(name: str) -> bool:
     """Tells whether a file or folder of this name is read; hidden ones are not."""
-    # Archives made on a Mac have a folder of shadow files with the names of the real ones.
-    return not name.startswith(".") and name != "__MACOSX"
+    # Archives made on a Mac have a folder of shadow files with the names of the real ones; Python puts what it compiled
+    # beside sources.
+    return not name.startswith(".") and name not in ("__MACOSX", "__pycache__")

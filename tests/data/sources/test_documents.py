@@ -53,7 +53,7 @@ def test_a_long_line_is_cut_between_characters(tmp_path):
 def test_one_file_in_ten_of_a_folder_is_held_out(tmp_path):
     for i in range(200):
         write(tmp_path / f"part{i % 3}" / "deep" / f"{i}.txt", b"%d" % i)
-    for hidden in (".a.txt", ".git/b.txt", "__MACOSX/c.txt"):
+    for hidden in (".a.txt", ".git/b.txt", "__MACOSX/c.txt", "part1/__pycache__/d.pyc"):
         write(tmp_path / hidden, b"\0")
     write(tmp_path / "empty.txt", b"")
     os.mkfifo(tmp_path / "fifo")
