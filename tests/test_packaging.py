@@ -80,6 +80,17 @@ def test_the_wheel_says_what_it_is(wheel):
     assert all(address.startswith(addresses["Repository"]) for address in addresses.values())
 
 
+def test_the_readme_of_the_wheel_links_to_the_repository(wheel):
+    """It is shown where no files of the repository lie beside it."""
+    folder = f"blockjax-{blockjax.__version__}.dist-info"
+    readme = Parser().parsestr(wheel.read(f"{folder}/METADATA").decode()).get_payload()
+    source = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\((.+?)\)", readme) + re.findall(r'(?:src|srcset)="(.+?)"', readme)
+    assert len(links) == len(re.findall(r"\]\(|(?:src|srcset)=", source)) > 10
+    assert [link for link in links if not link.startswith("https://")] == []
+    assert f"({PROJECT['urls']['Repository']}/blob/main/docs/results.md)" in readme
+
+
 def test_the_source_distribution_has_tests_and_no_results(dist):
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
