@@ -40,6 +40,7 @@ nitpick_ignore = [
     ("py:class", "blockjax.models.decoders.SelfAttentionDecoder"),
 ]
 
+highlight_language = "bash"  # of fences that name no language
 smartquotes = False  # --flags and "texts" stay what they are
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 4
