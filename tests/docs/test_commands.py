@@ -82,6 +82,7 @@ _RUN_BY = {
     "memory": ("tests/memory/test_command.py", "def test_the_whole_command"),
     "benchmark": ("tests/benchmark/test_benchmark.py", "def test_step_times_are_ratios"),
     "data.prepare": ("tests/data", "prepare("),
+    "diagram": ("tests/test_diagram.py", "def test_the_command_writes_both_modes"),
 }
 _FIELD = re.compile(r"(?:--config\.)?((?:\w+\.)?\w+)(?:=.*)?")
 
