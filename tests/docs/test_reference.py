@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,12 @@ def test_every_number_has_bounds(generator):
     configuration = generator("configuration")
     numbers = [field.path for field in configuration.fields() if field.kind in (int, float)]
     assert {*numbers} == {*configuration.all_bounds()}
+
+
+def test_every_command_is_on_the_page(generator):
+    sources = [path.read_text() for path in (DOCS.parent / "blockjax").rglob("*.py")]
+    named = re.findall(r'\bprog="python -m blockjax\.([\w.]+)"', "\n".join(sources))
+    assert {"main", "finetune", *named} == {*generator("commands").COMMANDS}
 
 
 def test_every_flag_is_described(generator):
