@@ -18,7 +18,7 @@ from marks import marked
 PAGE = Path(__file__).parent / "reference" / "commands.md"
 COMMANDS = (
     *("main", "finetune", "compare", "evaluate", "export", "reconstruct", "sample", "gallery"),
-    *("memory", "benchmark", "data.prepare"),
+    *("diagram", "memory", "benchmark", "data.prepare"),
 )
 _HEAD = """# Commands
 

@@ -87,11 +87,11 @@ def linkcode_resolve(domain, info):
     return f"{REPOSITORY}/blob/{BRANCH}/{path}#L{first}-L{first + len(lines) - 1}"
 
 
-class LinksOutOfTheSite(SphinxTransform):
+class Links(SphinxTransform):
     """Turns links to files of the repository that are no pages into links to its address.
 
     So a page's `../configs/quickstart.py` leads there on GitHub and on the site. Links of a file that a page includes
-    count from that file.
+    count from that file, and those to a notebook lead to its page.
     """
 
     default_priority = 200
@@ -104,29 +104,39 @@ class LinksOutOfTheSite(SphinxTransform):
                 self._replace(node)
 
     def _replace(self, node):
-        page = Path(self.env.doc2path(self.env.docname))
         target, anchor = node["reftarget"], node.get("reftargetid")
-        if node.get("refdomain") == "doc":  # a path already, of a page or what could be one
+        if node.get("refdomain") == "doc":  # from the top of the pages, without an ending
             path = (DOCS / f"{target}.md").resolve()
+            path = path if path.exists() else path.with_suffix(".ipynb")
         else:
             target, _, anchor = target.partition("#")
-            source = Path(node.source or page)
-            path = (source.parent / target).resolve()
-        if not target or (path.is_relative_to(DOCS) and path.suffix != ".md"):
+            path = (Path(node.source).parent / target).resolve()
+        if not target:
             return
-        if path.is_relative_to(DOCS):
-            node.update_basic_atts({})
-            if path.is_file():
-                node["refdomain"], node["reftargetid"] = "doc", anchor or None
-                node["reftarget"] = path.relative_to(DOCS).with_suffix("").as_posix()
+        if path.parent == ROOT / "colabs":
+            path = DOCS / "notebooks" / path.name
+        is_page = path.is_relative_to(DOCS) and path.suffix in (".md", ".ipynb")
+        if is_page and path.exists():
+            page = path.relative_to(DOCS).with_suffix("").as_posix()
+            known = {
+                "reftype": "myst",
+                "refdoc": node["refdoc"],
+                "refexplicit": node["refexplicit"],
+            }
+            known |= {"refdomain": "doc", "reftarget": page, "reftargetid": anchor or None}
+            new = addnodes.pending_xref("", *node.children, **known)
+        elif path.is_relative_to(DOCS):  # nothing to change; if it does not exist, MyST says so
             return
-        if not path.exists():
+        elif path.exists():
+            kind = "tree" if path.is_dir() else "blob"
+            address = f"{REPOSITORY}/{kind}/{BRANCH}/{path.relative_to(ROOT).as_posix()}"
+            address += f"#{anchor}" if anchor else ""
+            new = nodes.reference("", "", *node.children, refuri=address, internal=False)
+        else:
             LOGGER.warning("there is no file %s", target, location=node, type="blockjax")
             return
-        kind = "tree" if path.is_dir() else "blob"
-        address = f"{REPOSITORY}/{kind}/{BRANCH}/{path.relative_to(ROOT).as_posix()}"
-        address += f"#{anchor}" if anchor else ""
-        node.replace_self(nodes.reference("", "", *node.children, refuri=address, internal=False))
+        new.source, new.line = node.source, node.line
+        node.replace_self(new)
 
 
 class Dashes(SphinxTransform):
@@ -185,6 +195,6 @@ def setup(app):
     _copy_notebooks()
     app.connect("source-read", _leave_out_missing)
     app.connect("autodoc-process-docstring", _literals, priority=400)  # before napoleon
-    app.add_transform(LinksOutOfTheSite)
+    app.add_transform(Links)
     app.add_transform(Dashes)
     app.connect("html-page-context", _point_to_notebooks, priority=502)  # after the theme's

@@ -1,7 +1,9 @@
 """The pages of reference say what the code says, and the examples of docstrings work."""
 
 import doctest
-import importlib
+import importlib.util
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,16 @@ EXAMPLES = (
 @pytest.fixture
 def generator(monkeypatch):
     """Imports one of the programs that write pages."""
-    monkeypatch.syspath_prepend(DOCS)
-    return importlib.import_module
+    monkeypatch.syspath_prepend(DOCS)  # of what they import beside them
+
+    def program(name):
+        spec = importlib.util.spec_from_file_location(f"writes_{name}", DOCS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)  # as dataclasses need it
+        spec.loader.exec_module(module)
+        return module
+
+    return program
 
 
 @pytest.mark.parametrize("name", ["configuration", "commands"])
@@ -82,6 +92,12 @@ def test_every_number_has_bounds(generator):
     configuration = generator("configuration")
     numbers = [field.path for field in configuration.fields() if field.kind in (int, float)]
     assert {*numbers} == {*configuration.all_bounds()}
+
+
+def test_every_command_is_on_the_page(generator):
+    sources = [path.read_text() for path in (DOCS.parent / "blockjax").rglob("*.py")]
+    named = re.findall(r'\bprog="python -m blockjax\.([\w.]+)"', "\n".join(sources))
+    assert {"main", "finetune", *named} == {*generator("commands").COMMANDS}
 
 
 def test_every_flag_is_described(generator):
