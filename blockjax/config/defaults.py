@@ -17,9 +17,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.steps = config_dict.placeholder(int)
     config.epochs = config_dict.placeholder(float)
     config.batch_size = 256  # images per step, over all devices
-    config.dtype = (
-        "auto"  # of activations: bfloat16 on TPU and GPU, float32 on CPU; parameters are float32
-    )
+    # Of activations; auto: bfloat16 on TPU and on GPUs from Ampere on, else float32. Parameters are float32.
+    config.dtype = "auto"
     # end_to_end: one loss at the end; streamed: block states in host memory; streamed_end_to_end: one loss, and layers'
     # states and inputs in host memory; pipelined: blocks over mesh.block devices
     config.strategy = "blockwise"
