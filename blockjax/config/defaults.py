@@ -20,7 +20,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.epochs = config_dict.placeholder(float)
     # Examples per step, over all devices.
     config.batch_size = 256
-    # Of activations; `auto` is bfloat16 on TPU and GPU, float32 on CPU. Parameters are always float32.
+    # Of activations; `auto` is bfloat16 on TPU and on GPUs from Ampere on, else float32. Parameters are always float32.
     config.dtype = "auto"
     # How the blocks are driven. end_to_end: one loss at the end. streamed: block states in host memory.
     # streamed_end_to_end: one loss, and layers' states and inputs in host memory. pipelined: blocks over mesh.block

@@ -29,7 +29,11 @@ _POSITIONS = 2**28
 
 
 def resolve(
-    config: ml_collections.ConfigDict, *, devices: int, platform: str
+    config: ml_collections.ConfigDict,
+    *,
+    devices: int,
+    platform: str,
+    multiplies_bfloat16: bool = True,
 ) -> ml_collections.ConfigDict:
     """Returns a copy of the config with every default filled in that does not depend on the data.
 
@@ -37,6 +41,7 @@ def resolve(
       config: as a config file returns it, with the command line's changes.
       devices: number of devices of all processes.
       platform: "cpu", "gpu" or "tpu"; decides what dtype "auto" is.
+      multiplies_bfloat16: whether the devices do; if not, "auto" is float32.
 
     Raises:
       ValueError: a field that does not exist, or values that do not fit together; names them and what would fit.
@@ -74,7 +79,8 @@ def resolve(
             f"give exactly one of steps and epochs; got steps={config.steps}, epochs={config.epochs}"
         )
     if config.dtype == "auto":
-        config.dtype = "float32" if platform == "cpu" else "bfloat16"
+        is_half = multiplies_bfloat16 and platform != "cpu"
+        config.dtype = "bfloat16" if is_half else "float32"
     sizes = presets(config)[config.model.preset]
     for field, value in zip(("width", "depth", "heads"), sizes, strict=True):
         if config.model[field] is None:

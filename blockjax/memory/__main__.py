@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ class Row:
     config: ml_collections.ConfigDict
 
 
-def main() -> None:
-    """Runs the command line."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the command line; in a notebook on these words instead."""
     parser = argparse.ArgumentParser(
         prog="python -m blockjax.memory",
         description=__doc__,
@@ -115,7 +116,7 @@ def main() -> None:
         metavar="N",
         help="of --plan: compile at most so many programs (default: 20)",
     )
-    arguments, rest = parser.parse_known_args()
+    arguments, rest = parser.parse_known_args(words)
     try:
         changes = _overrides(rest)
         if arguments.plan is not None:

@@ -24,6 +24,7 @@ from blockjax.xla.flops import matmul_flops
 from blockjax.xla.links import host_link_bytes
 from blockjax.xla.rates import Rates
 from blockjax.xla.roofline import Estimate, estimate
+from blockjax.xla.targets import multiplies_bfloat16
 from blockjax.xla.work import work
 
 MIB = 2**20
@@ -148,7 +149,12 @@ def place_config(
       ValueError: a bad config.
     """
     platform = "gpu" if devices[0].platform in ("cuda", "rocm") else devices[0].platform
-    config = config_lib.resolve(config, devices=len(devices), platform=platform)
+    config = config_lib.resolve(
+        config,
+        devices=len(devices),
+        platform=platform,
+        multiplies_bfloat16=multiplies_bfloat16(devices[0]),
+    )
     if find_task(config.objective).takes_labels and config.classifier.classes is None:
         raise ValueError("classifier.classes is missing: no data is opened here that would tell")
     steps = config.steps or 1000  # enters the learning rate only

@@ -14,6 +14,7 @@ from blockjax.sharding.mesh import make_mesh, mesh_shape
 from blockjax.training.claim import claim_workdir
 from blockjax.training.data import count_classes, open_sources
 from blockjax.weights.start import fitted_params, start_of
+from blockjax.xla.targets import multiplies_bfloat16
 
 
 class Setup:
@@ -45,7 +46,10 @@ class Setup:
         """
         config, backbone = start_of(config)
         self.config = config_lib.resolve(
-            config, devices=jax.device_count(), platform=jax.default_backend()
+            config,
+            devices=jax.device_count(),
+            platform=jax.default_backend(),
+            multiplies_bfloat16=multiplies_bfloat16(jax.devices()[0]),
         )
         self.train_source, self.test_source = open_sources(self.config)
         find_task(self.config.objective).check_examples(self.config, len(self.train_source))

@@ -231,6 +231,13 @@ def local_limit(device: jax.Device) -> int | None:
     return None
 
 
+def multiplies_bfloat16(device: jax.Device) -> bool:
+    """Whether a device multiplies matrices of bfloat16; XLA refuses on NVIDIA GPUs before Ampere, as T4 and V100."""
+    capability = getattr(device, "compute_capability", None)
+    is_nvidia = re.fullmatch(r"\d+\.\d+", str(capability)) is not None
+    return not is_nvidia or float(capability) >= 8.0
+
+
 def _is_installed(module):
     try:
         return importlib.util.find_spec(module) is not None

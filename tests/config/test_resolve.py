@@ -149,6 +149,8 @@ def test_defaults_that_depend_on_other_fields():
     resolved = resolve(config, platform="tpu")
     assert (resolved.model.width, resolved.model.depth, resolved.model.heads) == (768, 8, 12)
     assert resolved.dtype == "bfloat16" and resolve(config).dtype == "float32"
+    older = config_lib.resolve(config, devices=1, platform="gpu", multiplies_bfloat16=False)
+    assert older.dtype == "float32"
     assert resolved.decoder.heads == 6
     config_lib.fill_lengths(resolved, 1000)
     assert resolved.optimizer.warmup_steps == 50 and resolved.checkpoint.every == 100

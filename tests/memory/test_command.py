@@ -171,3 +171,8 @@ def test_errors_before_anything_is_compiled(config_file, monkeypatch):
 def test_microbatches_are_no_baseline_where_the_loss_is_no_mean_over_images():
     assert baselines(tiny_config()) == list(BASELINES)
     assert baselines(tiny_config(objective="simclr")) == ["end_to_end", "end_to_end+remat"]
+
+
+def test_takes_words_instead_of_the_command_line():
+    with pytest.raises(SystemExit, match="target 'mars' is unknown"):
+        memory_command.main(["--config", "digits", "--targets", "mars"])

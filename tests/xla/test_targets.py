@@ -7,7 +7,7 @@ import jax
 import pytest
 from jax.experimental import topologies
 
-from blockjax.xla.targets import GIB, local_limit, parse_target
+from blockjax.xla.targets import GIB, local_limit, multiplies_bfloat16, parse_target
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)"
@@ -93,3 +93,13 @@ def test_a_layout_that_libtpu_does_not_know(monkeypatch):
         parse_target("v5e:3x3").devices()
     assert len(parse_target("v5e:4x4").devices()) == 16
     assert len(parse_target("v5e").devices()) == 1
+
+
+@pytest.mark.parametrize(
+    ("capability", "multiplies"),
+    [("7.0", False), ("7.5", False), ("8.0", True), ("10.0", True), ("gfx90a", True), (None, True)],
+)
+def test_gpus_before_ampere_do_not_multiply_bfloat16(capability, multiplies):
+    device = types.SimpleNamespace(compute_capability=capability)
+    assert multiplies_bfloat16(device) == multiplies
+    assert multiplies_bfloat16(jax.devices()[0])
