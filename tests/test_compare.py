@@ -115,7 +115,7 @@ def test_the_table_has_the_figures_of_each_block():
     few = table([row, unlabelled], columns=("config", "best", "chance")).splitlines()
     assert few[0] == "| config | best | chance |"
     assert few[2:4] == ["| a | 0.700 | - |", "| b | - | 1.39 |"]
-    with pytest.raises(ValueError, match="no column 'loss'; there are config, .*, best"):
+    with pytest.raises(ValueError, match=r"no column 'loss'; there are config, .*, best"):
         table([row], columns=("loss",))
 
     other = {**row, "seed": 4, "probes": [*probes[:2], {**probes[2], "linear": 0.5}, probes[3]]}
