@@ -136,6 +136,13 @@ def test_a_wide_table_goes_on_below_and_cuts_no_number():
         assert list(itertools.chain(*found)) == [*(f"{i},000.{k}" for i in range(8)), "yes"]
 
 
+def test_a_notebook_gets_a_table_as_text(monkeypatch, capsys):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    render_table("Probes", ["block", "kNN"], [[1, 0.5]])
+    text = capsys.readouterr().out
+    assert "│ 0.500 │" in text and "\x1b" not in text
+
+
 def test_table_fits_a_terminal():
     file = Terminal()
     console = Console(file=file, width=40, color_system=None, legacy_windows=False)

@@ -1,7 +1,7 @@
 """What a source of examples is, and a part of one."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -31,6 +31,10 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def __getitem__(self, index: int) -> dict: ...
+
+    def __iter__(self) -> Iterator[dict]:
+        # Python would go on until `source[i]` raises IndexError, and record files raise another error.
+        return map(self.__getitem__, range(len(self)))
 
     @property
     @abc.abstractmethod

@@ -319,6 +319,11 @@ def test_tfds_splits(prepared_dir):
             opened(split)
 
 
+def test_a_source_can_be_looped_over(prepared_dir):
+    source = open_source("tfds:blockjax_embedded", "test[:5]", str(prepared_dir))
+    assert [example["label"] for example in source] == source.labels.tolist()
+
+
 def test_tfds_missing_file(prepared_dir, tmp_path):
     shutil.copytree(prepared_dir, tmp_path, dirs_exist_ok=True)
     next(tmp_path.rglob("*test.array_record*")).unlink()
