@@ -162,8 +162,8 @@ def accuracy_and_memory(colors: Mapping[str, Any]) -> Figure:
     """Draws the linear probe of the last block against memory of a step; a bar spans the seeds' accuracies."""
     points = scenes()
     panels = {
-        "temp_bytes": "scratch memory of a step",
-        "total_device_bytes": "all memory of a step",
+        "temp_bytes": "scratch memory of a step, CPU",
+        "total_device_bytes": "all memory of a step, CPU",
     }
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained", sharey=True)
     hues = {
@@ -210,7 +210,8 @@ def accuracy_and_memory(colors: Mapping[str, Any]) -> Figure:
         )
         for name in used
     ]
-    figure.legend(handles=handles, loc="outside right center")
+    title = "12 layers, 4,000 steps\non the embedded scenes"
+    figure.legend(handles=handles, loc="outside right center", title=title)
     return figure
 
 
