@@ -22,6 +22,7 @@ import numpy as np
 from blockjax import config as config_lib
 from blockjax.config.coupling import couplings
 from blockjax.config.files import load_config
+from blockjax.config.modality import is_text
 from blockjax.config.variants import OPTIONS, vary
 from blockjax.learner.build import make_learner
 from blockjax.report.command import begin, check_devices
@@ -38,7 +39,6 @@ _OPTIMIZERS = {
 # What makes a block's update depend on another head in another way than by a gradient, or takes turns.
 _OTHERWISE = (
     "distillation",
-    "consistency",
     "head.shared",
     "hybrid",
     "schedule",
@@ -113,7 +113,7 @@ def network(config: ml_collections.ConfigDict) -> Network:
     return Network(
         title=title,
         caption=caption,
-        source=f"{name}\n{size}",
+        source=f"{'text' if is_text(config) else name}\n{size}",
         layers=vit.depth // learner.depths,
         width=vit.width,
         stem=_count(state.stem.params),
@@ -142,7 +142,9 @@ def gradients(config: ml_collections.ConfigDict) -> np.ndarray:
     config = config.copy_and_resolve_references()
     _check(config)
     config.model.width, config.model.heads, config.model.depth = 32, 2, config.blocks
-    config.decoder.width, config.decoder.heads, config.batch_size = 32, 2, 8
+    if not is_text(config):
+        config.decoder.width, config.decoder.heads = 32, 2
+    config.batch_size = 8
     config.dtype, config.remat, config.optimizer.in_host_memory = "float32", "none", False
     config.optimizer.name = "sgd"  # whose momentum is the gradient
     learner, config = _learner(config)
@@ -184,7 +186,10 @@ def _check(config):
             "a diagram is drawn of blockwise and end_to_end; streamed and pipelined blocks, and blocks that stay, have "
             "the gradients of blockwise"
         )
-    bad = [field for field in couplings(config) if field.startswith(_OTHERWISE)]
+    otherwise = _OTHERWISE
+    if config.consistency.kind == "agreement":  # a gradient of the loss below enters the loss
+        otherwise = (*otherwise, "consistency")
+    bad = [field for field in couplings(config) if field.startswith(otherwise)]
     if bad:
         raise ValueError(
             f"{bad[0]}: blocks then learn from each other in other ways than by gradients of one loss, or take turns, "

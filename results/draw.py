@@ -24,11 +24,11 @@ HERE = Path(__file__).parent
 MIB = 2**20
 LIGHT = {
     "ink": "#1f2328", "muted": "#57606a", "grid": "#d0d7de", "end_to_end": "#cf222e", "rival": "#9a6700",
-    "blocks": ("#54aeff", "#0969da", "#6639ba", "#116329"),
+    "blocks": ("#0a8a9f", "#0969da", "#6639ba", "#116329"),
 }  # fmt: skip
 DARK = {
     "ink": "#e6edf3", "muted": "#9da7b3", "grid": "#30363d", "end_to_end": "#ff7b72", "rival": "#d29922",
-    "blocks": ("#a5d6ff", "#58a6ff", "#bc8cff", "#56d364"),
+    "blocks": ("#76e3ea", "#58a6ff", "#bc8cff", "#56d364"),
 }  # fmt: skip
 THEMES = {"light": LIGHT, "dark": DARK}
 
@@ -115,7 +115,7 @@ def memory_over_depth(colors: Mapping[str, Any]) -> Figure:
 
 def sweep(colors: Mapping[str, Any]) -> Figure:
     """Draws memory, traffic and estimated time against the batches for which a block stays, a line for each K."""
-    lines = figures_of("sweep")
+    lines = figures_of("batches") + figures_of("blocks")
     rivals = [
         line
         for line in figures_of("depth")
@@ -124,8 +124,8 @@ def sweep(colors: Mapping[str, Any]) -> Figure:
     ]
     panels = {
         "total_device_bytes": ("device memory", MIB),
-        "host_link_bytes": ("between device and host, a batch", MIB),
-        "estimated_seconds_in_turn": ("estimated time of a batch, ms", 1e-3),
+        "host_link_bytes": ("over the host link, a batch", MIB),
+        "estimated_seconds_in_turn": ("estimated time, ms a batch", 1e-3),
     }
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.9), layout="constrained")
     counts = sorted({line["blocks"] for line in lines})
@@ -162,8 +162,8 @@ def accuracy_and_memory(colors: Mapping[str, Any]) -> Figure:
     """Draws the linear probe of the last block against memory of a step; a bar spans the seeds' accuracies."""
     points = scenes()
     panels = {
-        "temp_bytes": "scratch memory of a step",
-        "total_device_bytes": "all memory of a step",
+        "temp_bytes": "scratch memory of a step, CPU",
+        "total_device_bytes": "all memory of a step, CPU",
     }
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained", sharey=True)
     hues = {
@@ -210,7 +210,8 @@ def accuracy_and_memory(colors: Mapping[str, Any]) -> Figure:
         )
         for name in used
     ]
-    figure.legend(handles=handles, loc="outside right center")
+    title = "12 layers, 4,000 steps\non the embedded scenes"
+    figure.legend(handles=handles, loc="outside right center", title=title)
     return figure
 
 

@@ -93,6 +93,7 @@ def test_the_command_writes_both_modes(tmp_path, monkeypatch, capsys):
         ({"strategy": "streamed"}, "the gradients of blockwise"),
         ({"distillation.weight": 0.5}, "distillation.weight=0.5"),
         ({"head.shared": True}, "head.shared=True"),
+        ({"consistency.weight": 0.5, "consistency.kind": "agreement"}, "consistency.weight=0.5"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(fields, named):

@@ -62,7 +62,7 @@ def test_the_sweep_is_what_was_compiled():
     keys = {"total_device_bytes": 2**20, "host_link_bytes": 2**20, "estimated_seconds_in_turn": 1e-3}  # fmt: skip
     for axis, (key, scale) in zip(figure.axes, keys.items(), strict=True):
         drawn = lines_of(axis)
-        for line in figures_of("sweep"):
+        for line in figures_of("batches") + figures_of("blocks"):
             layers = 24 // line["blocks"]
             name = f"{line['blocks']} blocks of {layers} layer{'s' * (layers > 1)}"
             assert [line["batches"], line[key] / scale] in drawn[name]
