@@ -115,11 +115,14 @@ def test_all_together_train():
     assert type(learner.objective.decoder).__name__ == "PooledDecoder"
     assert [technique.weight for technique in learner.techniques] == [0.1, 1.0]
     state, step = jax.jit(learner.init)(jax.random.key(0)), jax.jit(learner.train_step)
-    losses = []
+    losses, moved = [], []
     for _ in range(STEPS):
+        before = state.blocks.params["head"]["mask_token"]
         state, metrics = step(state, {"image": images()}, jax.random.key(1))
         losses.append(metrics["loss"])
+        moved.append((state.blocks.params["head"]["mask_token"] != before).any(axis=(1, 2, 3)))
     assert np.all(losses[-1] < losses[0]) and metrics["correlation"].shape == (2,)
+    assert np.all(np.any(moved, axis=0)) and not np.any(np.all(moved, axis=0))  # in some steps
 
 
 def test_sources_of_ones_own(modules):

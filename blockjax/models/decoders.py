@@ -128,7 +128,7 @@ DECODERS = {"cross_attention": CrossAttentionDecoder, "self_attention": SelfAtte
 
 
 def find_decoder(kind: str) -> type[Decoder]:
-    """Returns the decoder of this kind, or one's own, `module:Name`.
+    """Returns the decoder of this kind, or your own, `module:Name`.
 
     Raises:
       ValueError: there is none; says why.

@@ -37,7 +37,7 @@ TASKS = {**OBJECTIVES, "classification": Classification, **TEXT_OBJECTIVES}
 
 
 def find_task(name: str) -> type[Objective]:
-    """Returns the objective of this name, or one's own, `module:Name`.
+    """Returns the objective of this name, or your own, `module:Name`.
 
     Raises:
       ValueError: there is none; says why.

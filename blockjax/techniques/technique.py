@@ -35,7 +35,7 @@ class Technique(abc.ABC):
     def from_config(
         cls, config: ml_collections.ConfigDict, vit: ViT, objective: Objective, steps: int
     ) -> "Technique":
-        """Returns one's own technique, which the config's `techniques` names, for a run of so many steps."""
+        """Returns your own technique, which the config's `techniques` names, for a run of so many steps."""
         del config, vit, objective, steps
         return cls()
 

@@ -113,4 +113,4 @@ def _note(lines, index):
     """Returns the reason in a comment right above a line, past empty ones; None where there is none."""
     above = "\n".join(lines[max(0, index - 4) : index]).rstrip()
     found = [match for match in _NOTE.finditer(above) if match.end() == len(above)]
-    return found[-1][1] if found else None
+    return " ".join(found[-1][1].split()) if found else None
