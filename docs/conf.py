@@ -139,6 +139,26 @@ class Links(SphinxTransform):
         node.replace_self(new)
 
 
+class Pictures(SphinxTransform):
+    """Turns <picture>, which GitHub shows light or dark, into the two images between which the theme chooses."""
+
+    default_priority = 200
+
+    def apply(self, **kwargs):
+        """Replaces the elements."""
+        for node in list(self.document.findall(nodes.raw)):
+            if node.astext().startswith("<picture>"):
+                dark = re.search(r'srcset="(.*?)"', node.astext())[1]
+                light, alt = (re.search(rf'{name}="(.*?)"', node.astext())[1] for name in ("src", "alt"))
+                images = [
+                    nodes.image(uri=uri, alt=alt, classes=[shown])
+                    for uri, shown in ((light, "only-light"), (dark, "only-dark"))
+                ]
+                for image in images:
+                    image.source, image.line = node.source, node.line
+                node.replace_self(images)
+
+
 class Dashes(SphinxTransform):
     """Sphinx writes "name -- description" and leaves the dash to what would also change --flags."""
 
@@ -196,5 +216,6 @@ def setup(app):
     app.connect("source-read", _leave_out_missing)
     app.connect("autodoc-process-docstring", _literals, priority=400)  # before napoleon
     app.add_transform(Links)
+    app.add_transform(Pictures)
     app.add_transform(Dashes)
     app.connect("html-page-context", _point_to_notebooks, priority=502)  # after the theme's
