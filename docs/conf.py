@@ -149,7 +149,9 @@ class Pictures(SphinxTransform):
         for node in list(self.document.findall(nodes.raw)):
             if node.astext().startswith("<picture>"):
                 dark = re.search(r'srcset="(.*?)"', node.astext())[1]
-                light, alt = (re.search(rf'{name}="(.*?)"', node.astext())[1] for name in ("src", "alt"))
+                light, alt = (
+                    re.search(rf'{name}="(.*?)"', node.astext())[1] for name in ("src", "alt")
+                )
                 images = [
                     nodes.image(uri=uri, alt=alt, classes=[shown])
                     for uri, shown in ((light, "only-light"), (dark, "only-dark"))

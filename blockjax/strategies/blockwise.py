@@ -16,6 +16,7 @@ from blockjax.strategies.block import (
     split_states,
     with_stem,
 )
+from blockjax.strategies.rows import kept_loop
 from blockjax.strategies.shared_head import (
     first_sum,
     lending,
@@ -109,7 +110,7 @@ def blockwise(
                 stream = block.cut(stream)
             with jax.named_scope(f"blocks_{start + 1}_to_{stop}"):
                 states, stream, total, metrics = _update_group(
-                    block, states, stream, targets, key, start, stop, head, total, last
+                    block, states, stream, targets, key, start, stop, head, total, last, state.step
                 )
             collected.append(metrics)
             start = stop
@@ -131,7 +132,7 @@ def _update_first(block, stem, stem_state, states, inputs, targets, rng, head, t
     return stem_state, write_row(states, first, 0), stream, total, metrics
 
 
-def _update_group(block, states, stream, targets, key, start, stop, head, total, last):
+def _update_group(block, states, stream, targets, key, start, stop, head, total, last, step):
     block = block if head is None else lending(block)
 
     def body(carry, index):
@@ -141,5 +142,5 @@ def _update_group(block, states, stream, targets, key, start, stop, head, total,
         new, total = returned(block, new, head, total, index == last)
         return (write_row(states, new, index), stream, total), metrics
 
-    carry, metrics = jax.lax.scan(body, (states, stream, total), jnp.arange(start, stop))
+    carry, metrics = kept_loop(body, (states, stream, total), start, stop, step)
     return *carry, metrics

@@ -18,6 +18,7 @@ from blockjax.strategies.block import (
     with_extra,
     with_stem,
 )
+from blockjax.strategies.rows import kept_loop
 from blockjax.strategies.state import TrainState, read_row, write_row
 
 AXIS = "block"
@@ -119,7 +120,7 @@ class _Stage:
             is_real = (index >= 0) & (index < count)
             inputs, targets = batch_of(jnp.clip(index, 0, number - 1))
             stem_state, states, stream, metrics = self._update(
-                stem_state, states, inputs, stream, targets, is_real, rng, start + index
+                stem_state, states, inputs, stream, targets, is_real, rng, start, index
             )
             return (stem_state, states, _hand_on(stream, self.stages)), metrics
 
@@ -140,12 +141,12 @@ class _Stage:
             return inputs
         return self.stem(with_extra(stem_state.params, stem_state.extra), inputs, rng)
 
-    def _update(self, stem_state, states, inputs, stream, targets, is_real, rng, step):
+    def _update(self, stem_state, states, inputs, stream, targets, is_real, rng, start, index):
         """Trains this stage's blocks, one after another; without a batch, states stay as they are."""
         stage = jax.lax.axis_index(AXIS)
 
         def key(row):
-            return block_key(rng, step, stage * self.rows + row + 1)
+            return block_key(rng, start + index, stage * self.rows + row + 1)
 
         if self.stem is None:
             stream = _where(stage == 0, inputs, stream)
@@ -167,7 +168,7 @@ class _Stage:
             new, stream, metrics = block_update(self.block, old, stream, targets, key(row))
             return (write_row(states, _where(is_real, new, old), row), stream), metrics
 
-        (states, stream), metrics = jax.lax.scan(body, (states, stream), jnp.arange(1, self.rows))
+        (states, stream), metrics = kept_loop(body, (states, stream), 1, self.rows, start)
         metrics = jax.tree.map(
             lambda one, rest: jnp.concatenate([one[None], rest]), first_metrics, metrics
         )

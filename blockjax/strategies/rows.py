@@ -84,3 +84,32 @@ def streamed_rows(
         return carry, rows if writes else states, results
 
     return jax.lax.platform_dependent(carry, states, given, cuda=scanned, default=in_place)
+
+
+def kept_loop(
+    body: Callable, carry: PyTree, start: int, stop: int, step: jax.Array
+) -> tuple[PyTree, PyTree]:
+    """Runs a loop of which XLA takes nothing apart, as it does with loops that it knows to have a single turn.
+
+    The parts of such a turn would run among those of the block before, with the activations of both alive.
+
+    Args:
+      body: `(carry, index) -> (carry, result)`.
+      carry: what the first turn gets.
+      start: the first index.
+      stop: the one after the last.
+      step: of the training, at least 0, which XLA does not know; the same on all devices.
+
+    Returns:
+      What the last turn carries, and the stacked results.
+    """
+    if stop - start != 1:
+        return jax.lax.scan(body, carry, jnp.arange(start, stop))
+
+    def turn(index, carried):
+        carry, result = body(carried[0], index)
+        return carry, jax.tree.map(lambda value: value[None], result)
+
+    _, results = jax.eval_shape(turn, start, (carry, None))
+    zeros = jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), results)
+    return jax.lax.fori_loop(start, jnp.where(step >= 0, stop, start), turn, (carry, zeros))

@@ -46,6 +46,25 @@ def test_on_cpu_blockwise_is_far_below_end_to_end(monkeypatch):
     assert temp("blockwise", "layer") < at_once
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [{"blocks": 2}, {"blocks": 4, "mask.schedule": "linear:0.9"}],
+    ids=["two_blocks", "a_loop_for_each"],
+)
+def test_blocks_that_share_no_loop_run_one_after_another(fields, monkeypatch):
+    """XLA takes a loop of one turn apart, and would run its forward pass before the last block's update."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+
+    def temp(strategy, **changes):
+        common = {"model.depth": 16, "batch_size": 64, "model.patch_size": 4, "mask.ratio": 0.5}
+        common |= {"decoder.width": 16, "decoder.heads": 2, "decoder.fraction": 0.25}
+        return profile(tiny_config(**common | {"strategy": strategy} | changes)).temp
+
+    assert temp("blockwise", **fields) < 0.62 * temp("end_to_end", blocks=2)
+
+
 def test_classes_have_to_be_said():
     config = tiny_config(**{"objective": "classification", "mask.ratio": None, "mesh.data": -1})
     with pytest.raises(ValueError, match=r"classifier\.classes is missing: no data is opened"):
