@@ -185,6 +185,7 @@ def _changed(source, changes):
     config = load_config(source)
     for field, value in changes.items():
         config_lib.set_field(config, field, value)
+    config_lib.check_fields(config)
     return config
 
 

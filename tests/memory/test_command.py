@@ -158,6 +158,7 @@ def test_errors_before_anything_is_compiled(config_file, monkeypatch):
     for arguments, message in (
         (["--targets", "h1000"], "target 'h1000' is unknown"),
         (["--targets", "v5e", "--measure"], "--measure runs the step on the attached device"),
+        (["--config.blocks=four"], "blocks must be a whole number, not 'four'"),
         (["--config.model.dept=3"], "no such field; did you mean 'model.depth'"),
         (["--nonsense"], "argument '--nonsense' is unknown"),
         (["--config", "configs/finetune.py"], "model.patch_size, blocks missing: only training"),
