@@ -53,7 +53,7 @@ def test_only_the_layers_moments_live_there():
 
 def test_refusals(monkeypatch):
     config = tiny_config(**{"optimizer.in_host_memory": True})
-    with pytest.raises(ValueError, match=r"strategy=blockwise has all .* strategy=streamed"):
+    with pytest.raises(ValueError, match=r"strategy=blockwise keeps all .* strategy=streamed"):
         config_lib.resolve(config, devices=1, platform="cpu")
     assert vary(config, "end_to_end+host_states").optimizer.in_host_memory
     assert not vary(config, "blockwise").optimizer.in_host_memory
