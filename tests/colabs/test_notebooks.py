@@ -79,7 +79,7 @@ def test_shows_a_full_run_without_errors(path):
     assert "error" not in {output["output_type"] for output in outputs}
     # Each has one cell that says whether the run was small, and shows it.
     (small,) = [cell for cell in code if source(cell).endswith("\nSMALL")]
-    (shown,) = small["outputs"]
+    shown = small["outputs"][-1]
     assert "".join(shown["data"]["text/plain"]) == "False"
     assert any("image/png" in output.get("data", {}) for output in outputs)
 
