@@ -84,18 +84,21 @@ def views(images_BHWC: np.ndarray, seed: int = 0) -> bytes:
     return figures.grid(rows)
 
 
-def tasks(images_BHWC: np.ndarray, patch_size: int, seed: int = 0) -> bytes:
-    """Draws what the objectives that look at one view make of eight images, with the defaults for this size.
+def tasks(
+    images_BHWC: np.ndarray, patch_size: int, seed: int = 0, columns: int = _COLUMNS
+) -> bytes:
+    """Draws what the objectives that look at one view make of a few images, with the defaults for this size.
 
     Args:
       images_BHWC: uint8, square; all of them are what a vocabulary of visual tokens is fitted to.
       patch_size: side of a patch in pixels.
       seed: of masks and tiles.
+      columns: how many images to show.
 
     Returns:
       A PNG; a task that these images do not suit is left out, and standard error says why.
     """
-    rng, shown = jax.random.key(seed), images_BHWC[:_COLUMNS]
+    rng, shown = jax.random.key(seed), images_BHWC[:columns]
     rows = {"image": shown / 255.0}
     for name, task in OBJECTIVES.items():
         if issubclass(task, TwoView):

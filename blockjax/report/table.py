@@ -29,7 +29,9 @@ def render_table(
     if not console.is_terminal:
         # rich assumes 80 columns here and would break lines that a file has room for. In a notebook it would write
         # HTML, and beside that text with codes of a terminal, which stay in the file.
-        console = Console(file=console.file, width=10_000, force_jupyter=False)
+        console = Console(
+            file=console.file, width=10_000, force_jupyter=False, force_terminal=False
+        )
     unbounded = console.options.update(width=10_000)  # else what is measured is cut to the console
     shown = []
     for index in range(len(columns)):

@@ -138,6 +138,7 @@ def test_a_wide_table_goes_on_below_and_cuts_no_number():
 
 def test_a_notebook_gets_a_table_as_text(monkeypatch, capsys):
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as its kernel has it
     render_table("Probes", ["block", "kNN"], [[1, 0.5]])
     text = capsys.readouterr().out
     assert "│ 0.500 │" in text and "\x1b" not in text
