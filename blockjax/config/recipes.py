@@ -61,6 +61,8 @@ def _small(given):
 
     config.model.width, config.model.depth, config.model.heads = 96, 4, 3
     config.model.image_size = given["size"] or 32
+    if config.model.image_size % 8 == 0:  # as many tokens at any size
+        config.model.patch_size = config.model.image_size // 8
     config.data.source = given["data"] or "embedded"
     if config.data.source == "embedded":  # digits must not be mirrored, and a crop would cut them
         config.data.flip, config.data.crop_scale, config.data.shift = False, (1.0, 1.0), 3

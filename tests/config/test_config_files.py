@@ -24,6 +24,8 @@ def test_every_config_has_its_files_name():
 def test_a_name_takes_arguments():
     assert find_config("bim:model=b16,data=tfds:x") == f"{CONFIGS}/bim.py:model=b16,data=tfds:x"
     assert load_config("bim:model=ti4,size=32,data=embedded").model.patch_size == 4
+    # Small recipes have as many tokens at any size.
+    assert [load_config(f"mae:size={n}").model.patch_size for n in (0, 64, 96)] == [4, 8, 12]
 
 
 def test_a_file_wins_over_a_name_and_a_folder_does_not(tmp_path):
