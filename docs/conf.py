@@ -200,22 +200,9 @@ def _literal(found):
     return f"``{found[1]}``" + ("\\ " if found[2] else "")
 
 
-def _leave_out_missing(app, docname, source):
-    """Leaves pages out of the index that are not written yet."""
-    lines = []
-    if docname == "index":
-        for line in source[0].splitlines():
-            is_entry = re.fullmatch(r"[a-z_]+(/[a-z_]+)?", line)
-            suffixes = (".md", ".ipynb")
-            if not is_entry or any((DOCS / (line + suffix)).exists() for suffix in suffixes):
-                lines.append(line)
-        source[0] = "\n".join(lines)
-
-
 def setup(app):
     """Connects what is above."""
     _copy_notebooks()
-    app.connect("source-read", _leave_out_missing)
     app.connect("autodoc-process-docstring", _literals, priority=400)  # before napoleon
     app.add_transform(Links)
     app.add_transform(Pictures)
