@@ -48,7 +48,7 @@ def test_each_block_has_its_own_rate(strategy):
 @pytest.mark.parametrize("text", ["1,1", "1,1,1,x", "1,1,1,-1", "1,1,1,nan", "1,1,1,inf", ""])
 def test_rates_that_do_not_fit_are_refused(text):
     config = tiny_config(**{"optimizer.block_rates": text})
-    with pytest.raises(ValueError, match=r"block_rates .* should be 4 numbers from 0 on"):
+    with pytest.raises(ValueError, match=r"block_rates .* should be 4 numbers of at least 0"):
         config_lib.resolve(config, devices=1, platform="cpu")
 
 
