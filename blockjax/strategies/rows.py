@@ -89,9 +89,10 @@ def streamed_rows(
 def kept_loop(
     body: Callable, carry: PyTree, start: int, stop: int, step: jax.Array
 ) -> tuple[PyTree, PyTree]:
-    """Runs a loop of which XLA takes nothing apart, as it does with loops that it knows to have a single turn.
+    """Runs a loop of which XLA takes nothing apart, as it does with loops of a single turn.
 
-    The parts of such a turn would run among those of the block before, with the activations of both alive.
+    The parts of such a turn would run among those of the block before, with the activations of both alive. So a single
+    turn is the branch of a condition that always holds, which XLA does not know.
 
     Args:
       body: `(carry, index) -> (carry, result)`.
@@ -106,10 +107,12 @@ def kept_loop(
     if stop - start != 1:
         return jax.lax.scan(body, carry, jnp.arange(start, stop))
 
-    def turn(index, carried):
-        carry, result = body(carried[0], index)
+    def turn(carry):
+        carry, result = body(carry, jnp.int32(start))
         return carry, jax.tree.map(lambda value: value[None], result)
 
-    _, results = jax.eval_shape(turn, start, (carry, None))
-    zeros = jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), results)
-    return jax.lax.fori_loop(start, jnp.where(step >= 0, stop, start), turn, (carry, zeros))
+    def none(carry):
+        _, results = jax.eval_shape(turn, carry)
+        return carry, jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), results)
+
+    return jax.lax.cond(step >= 0, turn, none, carry)
