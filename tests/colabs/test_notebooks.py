@@ -51,7 +51,7 @@ def test_runs(path, tmp_path, monkeypatch):
         km=jupyter_client.AsyncKernelManager(kernel_spec_manager=Own()),
         timeout=600,
         resources={"metadata": {"path": str(folder)}},
-    ).execute(env=environment)
+    ).execute(env=environment, cleanup_kc=True)  # as it did not make the manager itself
 
 
 def test_there_are_notebooks():
