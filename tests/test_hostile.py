@@ -23,12 +23,12 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 import pytest
-from absl import flags
 
 from blockjax import config as config_lib
 from blockjax.objectives import TASKS, TEXT_OBJECTIVES
 from blockjax.training.run import Training
 from blockjax.workdir.metrics import MetricsFile
+from tests.main_flags import forget_flags
 from tests.tiny import marked, tiny_config
 from tests.tiny_text import tiny_text_config
 
@@ -95,18 +95,9 @@ def call(command, *argv, encoding="utf-8"):
             traceback.print_exc(file=printed)
             status = 1
         finally:
-            _forget_flags()
+            forget_flags()
     printed.flush()
     return Ended(status, printed.buffer.getvalue().decode(encoding), compiles)
-
-
-def _forget_flags():
-    """Brings the flags of `main` back to their defaults, for the next call."""
-    for name in list(flags.FLAGS):
-        if name.startswith("config."):
-            delattr(flags.FLAGS, name)
-    for flag in flags.FLAGS.flags_by_module_dict().get("blockjax.main", ()):
-        flag.unparse()
 
 
 def assert_says(ended, words):

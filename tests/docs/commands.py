@@ -18,6 +18,7 @@ from blockjax.extensions import chosen, source_reference
 from blockjax.learner.build import make_learner
 from blockjax.objectives import find_task
 from blockjax.xla.targets import parse_target
+from tests.main_flags import forget_flags
 
 # Numbers of devices with which a config is tried where nothing says how many there are.
 _DEVICES = (1, 2, 4, 8, 16, 64, 512)
@@ -87,7 +88,7 @@ def parsed(command: str, arguments: list[str]) -> Parsed:
             raise ValueError(end.code if isinstance(end.code, str) else said.text) from None
         finally:
             if name == "main":
-                _forget_flags()
+                forget_flags()
     raise ValueError(f"it ends with {code!r}, without doing anything")
 
 
@@ -112,15 +113,6 @@ def _patch_main(stack):
 
 def _usage(shorthelp=False, writeto_stdout=False, detailed_error=None, exitcode=None):
     raise SystemExit(str(detailed_error))
-
-
-def _forget_flags():
-    """Brings the flags of `main` back to their defaults, for the next call."""
-    for name in list(flags.FLAGS):
-        if name.startswith("config."):
-            delattr(flags.FLAGS, name)
-    for flag in flags.FLAGS.flags_by_module_dict().get("blockjax.main", ()):
-        flag.unparse()
 
 
 def options() -> set[str]:
